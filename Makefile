@@ -1,0 +1,52 @@
+# Two commands matter: `make demo` and `make test`.  Everything lives in .venv; nothing else on the machine is touched.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread each: the run itself says which process may use more.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+.PHONY: help demo test test-slow check bench bench-quick docs clean
+
+help:  ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@sh scripts/find_python.sh > $(VENV).python || { rm -f $(VENV).python; exit 1; }
+	"$$(cat $(VENV).python)" -m venv $(VENV)
+	@rm -f $(VENV).python
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready  ## the main job: solve, stream, train, keep, report (about four minutes)
+	$(BIN)/forebay run examples/darcy_demo.toml
+
+test: $(VENV)/.ready  ## everything but the slow tests
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not slurm"
+
+test-slow: $(VENV)/.ready  ## the slow tests alone
+	$(BIN)/python -m pytest -q -m "slow"
+
+check: $(VENV)/.ready  ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.ready  ## every benchmark in full; results go to benchmarks/results
+	@status=0; for name in overlap ring online_vs_offline; do \
+	  $(BIN)/python benchmarks/$$name.py --write || status=1; done; exit $$status
+
+bench-quick: $(VENV)/.ready  ## every benchmark in under a minute each
+	@status=0; for name in overlap ring online_vs_offline; do \
+	  $(BIN)/python benchmarks/$$name.py --quick || status=1; done; exit $$status
+
+docs: $(VENV)/.ready  ## the documentation as a site in build/docs; fails on a broken link
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/docs
+	@echo build/docs/index.html
+
+clean:  ## everything that was made here, runs excepted
+	rm -rf $(VENV) build dist src/forebay.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,25 @@
+"""Solver actor: unpack, call one plain object, pack."""
+
+from __future__ import annotations
+
+import ray
+from forebay.cluster.specs import RunSpec, make_solver
+from forebay.pipeline.records import Block, Split
+
+
+@ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
+class SolverActor:
+    """One PETSc stack; makes blocks on request and leaves them in this node's object store."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._solver = make_solver(spec)
+
+    def ready(self) -> bool:
+        """True once the problem is set up."""
+        return True
+
+    @ray.method(num_returns=2)
+    def solve(self, split: Split, chunk: int) -> tuple[tuple, Block]:
+        """What the driver needs to know, and the block itself, which the driver never opens."""
+        block = self._solver.solve_block(split, chunk)
+        return (tuple(block.records), block.arrays["parameters"], block.seconds), block

@@ -1,0 +1,84 @@
+"""What the verbs print that neither solve nor train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from forebay.cluster.specs import DATASETS
+from forebay.pipeline.errors import DatasetError, RunError
+
+if TYPE_CHECKING:
+    from forebay.pipeline.records import Split
+
+
+def print_status(run: Path) -> None:
+    """Summary of a run folder, whatever state it is in."""
+    from forebay.pipeline.summary import status_text, summarise
+
+    if not (run / "study.json").exists():
+        raise RunError(f"{run} is no run folder: it has no study.json; start one with `forebay run`")
+    Console().print(status_text(summarise(run)))
+
+
+def print_catalogue(kind: str, entries: Sequence[Any]) -> None:
+    """Name, summary and options of each entry."""
+    console = Console()
+    for entry in entries:
+        console.print(f"[bold]{entry.name}[/bold]  {entry.summary}", highlight=False)
+        for option in entry.options:
+            console.print(f"    {option.name}: {option.type} = {option.default}", highlight=False, markup=False)
+    if kind == "problem":
+        console.print('your own: name = "my_problem.py:MyProblem" (docs/own_problem.md)', highlight=False)
+
+
+def print_dataset_info(path: Path) -> None:
+    """Sizes, outcomes and methods of one data set, or of both of a run folder."""
+    from forebay.pipeline.verify import dataset_info
+
+    console = Console()
+    for folder in dataset_folders(path):
+        info = dataset_info(folder)
+        table = Table(title=str(folder), show_header=False)
+        for key, value in info.rows():
+            table.add_row(key, value)
+        console.print(table)
+
+
+def print_verification(path: Path, *, samples: int, rtol: float, seed: int) -> int:
+    """Verify one data set, or both of a run folder; 1 when anything is wrong."""
+    from forebay.cluster.launch import reopen
+    from forebay.cluster.specs import make_solver
+    from forebay.pipeline.verify import verify
+
+    status = 0
+    for folder in dataset_folders(path):
+        resolve = None
+        if samples and (folder.parent / "study.json").exists():
+            solver = make_solver(reopen(folder.parent.resolve()).spec)
+            split: Split = next(s for s, name in DATASETS.items() if name == folder.name)
+
+            def resolve(sample_id: int, solver: Any = solver, split: Split = split) -> Any:
+                return solver.resolve(split, sample_id)[0]
+
+        report = verify(folder, resolve, samples=samples, rtol=rtol, seed=seed)
+        for line in report.lines():
+            print(line)
+        if resolve is None and samples:
+            print(f"{folder}: no study.json beside it, so no sample was solved again; the files were checked")
+        status = max(status, 0 if report.ok else 1)
+    return status
+
+
+def dataset_folders(path: Path) -> list[Path]:
+    """The data sets that a path names."""
+    if (path / "zarr.json").exists():
+        return [path]
+    found = [path / name for name in DATASETS.values() if (path / name / "zarr.json").exists()]
+    if not found:
+        raise DatasetError(f"{path} is neither a data set nor a run folder: no zarr.json found; name a dataset.zarr")
+    return found

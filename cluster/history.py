@@ -1,0 +1,65 @@
+"""What earlier attempts of a run left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from forebay.pipeline.controller import BlockKey
+from forebay.pipeline.journal import read_journal, records_from_columns
+from forebay.pipeline.records import SolveRecord
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Empty for a new run."""
+
+    attempts: int = 0
+    stored: Mapping[BlockKey, tuple[Sequence[SolveRecord], np.ndarray]] = field(default_factory=dict)
+    """Durable blocks with their records and parameters."""
+    ingested: frozenset[BlockKey] = frozenset()
+    """Training blocks whose frames the latest checkpoint accounts for."""
+    training_ended: bool = False
+    complete: bool = False
+    wall_s: float = 0.0
+
+
+def read_history(run: Path) -> History:
+    """Read journal, metrics and the latest checkpoint's account of the data."""
+    stored: dict[BlockKey, tuple[Sequence[SolveRecord], np.ndarray]] = {}
+    attempts = 0
+    training_ended = complete = False
+    for line in read_journal(run / "journal.jsonl"):
+        match line["event"]:
+            case "run_started":
+                attempts += 1
+            case "block_stored":
+                key: BlockKey = (line["split"], line["chunk"])
+                records = records_from_columns(line["records"])
+                stored[key] = (records, np.asarray(line["parameters"], float).reshape(len(records), -1))
+            case "training_ended":
+                training_ended = True
+            case "run_finished":
+                complete = line["status"] == "complete"
+    return History(attempts, stored, _ingested(run), training_ended, complete, _wall(run))
+
+
+def _ingested(run: Path) -> frozenset[BlockKey]:
+    from forebay.pipeline.checkpoint import latest_checkpoint
+
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    if checkpoint is None:
+        return frozenset()
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return frozenset(("train", chunk) for chunk in state["ingested_chunks"])
+
+
+def _wall(run: Path) -> float:
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return 0.0
+    return max((line["wall_s"] for line in read_journal(path) if "wall_s" in line), default=0.0)

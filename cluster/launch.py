@@ -1,0 +1,270 @@
+"""The composition root: from a study file to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forebay.cluster.history import History, read_history
+from forebay.cluster.provenance import provenance
+from forebay.cluster.specs import DATASETS, RunSpec
+from forebay.pipeline.controller import Controller, Finish, StopRequested
+from forebay.pipeline.errors import RunError
+from forebay.pipeline.plan import make_plan, resolved
+from forebay.pipeline.study import load_study, study_from_dict
+
+if TYPE_CHECKING:
+    from forebay.cluster.local_executor import LocalExecutor
+    from forebay.cluster.ray_executor import RayExecutor
+    from forebay.pipeline.dataset import DatasetCoordinator
+    from forebay.pipeline.records import Split
+
+log = logging.getLogger(__name__)
+
+EXIT_STATUS = {"complete": 0, "stopped": 0, "failed": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A study that has passed every check."""
+
+    spec: RunSpec
+    executor: str
+    problem: Any
+    summary: str
+    """First paragraph of the problem's documentation."""
+    source: Path
+
+
+def prepare(
+    path: Path, overrides: Sequence[str] = (), executor: str | None = None, folder: Path | None = None
+) -> Prepared:
+    """Read and validate everything that can be validated without solving or training.
+
+    Raises:
+        StudyError, ProblemError: with key, value, constraint and remedy.
+    """
+    study = load_study(path, [*overrides, *([f'run.executor="{executor}"'] if executor else [])])
+    folder = folder or Path("runs") / f"{study.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return _prepare(study, path.resolve().parent, folder.resolve(), path)
+
+
+def _prepare(study: Any, study_folder: Path, folder: Path, source: Path) -> Prepared:
+    from forebay.learners.models import check_model
+    from forebay.solvers.methods import Method
+    from forebay.solvers.problems import check_contract, load_problem
+
+    problem = load_problem(study.problem.name, study.problem.options, folder=study_folder)
+    check_contract(problem)
+    Method(**study.solver.model_dump(exclude={"actors"})).check(problem.symmetry)
+    schema = problem.schema
+    plan = make_plan(study, schema)
+    check_model(study.learner.model.name, study.learner.model.options, schema)
+    spec = RunSpec(study_from_dict(resolved(study, plan)), plan, schema, folder, study_folder)
+    return Prepared(spec, study.run.executor, problem, _first_paragraph(problem), source)
+
+
+def launch(path: Path, overrides: Sequence[str], executor: str | None, folder: Path | None) -> int:
+    """Start a run in a new folder; the process's exit status."""
+    prepared = prepare(path, overrides, executor, folder)
+    run_folder = prepared.spec.folder
+    if run_folder.exists() and any(run_folder.iterdir()):
+        raise RunError(f"run folder {run_folder} is not empty; choose another --folder, or `forebay resume {run_folder}`")
+    run_folder.mkdir(parents=True, exist_ok=True)
+    study = {
+        "study": prepared.spec.study.model_dump(mode="json"),
+        "study_folder": str(prepared.spec.study_folder),
+        "source": str(path),
+        "problem_summary": prepared.summary,
+        **provenance(),
+    }
+    _write_atomically(run_folder / "study.json", json.dumps(study, indent=2))
+    datasets = _create_datasets(prepared, study)
+    return _drive(prepared, datasets, History(), ["run", str(path), *_override_words(overrides)])
+
+
+def relaunch(run_folder: Path) -> int:
+    """Continue a run; the process's exit status."""
+    from forebay.pipeline.dataset import DatasetCoordinator
+
+    run_folder = run_folder.resolve()
+    prepared = reopen(run_folder)
+    history = read_history(run_folder)
+    if history.complete:
+        print(f"{run_folder} is complete; nothing to resume")
+        return 0
+    datasets: dict[Split, DatasetCoordinator] = {}
+    for split in DATASETS:
+        path = prepared.spec.dataset(split)
+        if not path.exists():  # killed before the first block
+            study = json.loads((run_folder / "study.json").read_text(encoding="utf-8"))
+            datasets |= _create_datasets(prepared, study, only=split)
+            continue
+        datasets[split] = DatasetCoordinator.open(path, prepared.spec.schema, prepared.spec.plan.chunks[split])
+    for (split, chunk), (records, parameters) in history.stored.items():
+        datasets[split].commit(chunk, records, parameters)
+    return _drive(prepared, datasets, history, ["resume", str(run_folder)])
+
+
+def reopen(run_folder: Path) -> Prepared:
+    """The study of an existing run folder, checked again."""
+    try:
+        kept = json.loads((run_folder / "study.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{run_folder} is no run folder: it has no study.json; start one with `forebay run`") from None
+    study = study_from_dict(kept["study"], source=f"{run_folder}/study.json")
+    return _prepare(study, Path(kept["study_folder"]), run_folder, Path(kept["source"]))
+
+
+def _drive(
+    prepared: Prepared, datasets: dict[Split, DatasetCoordinator], history: History, words: Sequence[str]
+) -> int:
+    """Put the stages together, run them, and write the report."""
+    from forebay.cluster.progress import Progress
+    from forebay.pipeline.flow import FlowMeter
+    from forebay.pipeline.journal import Journal
+    from forebay.pipeline.keeper import Keeper
+    from forebay.pipeline.run import run
+
+    spec = prepared.spec
+    clock_zero = time.time() - history.wall_s
+    journal = Journal(spec.folder / "journal.jsonl")
+    metrics = Journal(spec.folder / "metrics.jsonl")
+    journal.append(
+        "run_started",
+        executor=prepared.executor,
+        command="forebay " + shlex.join(words),
+        attempt=history.attempts + 1,
+        cores=spec.plan.cores,
+        solvers=spec.plan.solvers,
+        learner_threads=spec.plan.learner_threads,
+    )
+    keeper = Keeper(journal, datasets, spec.study.run.publish_every_s)
+    progress = Progress(spec.folder, spec.plan, prepared.executor)
+    try:
+        executor, solvers = _executor(prepared, clock_zero, resume=history.attempts > 0)
+    except BaseException:
+        keeper.close(None)
+        raise
+    flow = FlowMeter(
+        metrics,
+        lambda: time.time() - clock_zero,
+        writer_busy_s=lambda: executor.writer_busy_s,
+        spilled_bytes=lambda: executor.spilled_bytes,
+    )
+    controller = Controller(
+        spec.plan.chunks,
+        solvers,
+        credits=1 if prepared.executor == "local" else spec.study.run.blocks_in_flight,
+        stored=set(history.stored),
+        ingested=history.ingested,
+        batches_ended=history.training_ended,
+        checkpoint_every_s=spec.study.run.checkpoint_every_s,
+    )
+
+    def observe(event: Any) -> None:
+        flow.observe(event)
+        progress.observe(event)
+
+    with _signals(lambda name: executor.post(StopRequested(name))):
+        ending = run(controller, executor, keeper, observe=observe)
+    return _conclude(prepared, ending, progress)
+
+
+def _executor(
+    prepared: Prepared, clock_zero: float, *, resume: bool
+) -> tuple[LocalExecutor | RayExecutor, list[str]]:
+    spec = prepared.spec
+    if prepared.executor == "local":
+        from forebay.cluster.local_executor import LocalExecutor
+        from forebay.cluster.specs import load_block, make_learner, make_sinks, make_solver
+
+        solver = make_solver(spec)  # PETSc before torch: the order in which both load is tested
+        learner = make_learner(spec, clock_zero=clock_zero, resume=resume)
+        local = LocalExecutor(
+            solver, make_sinks(spec), learner, lambda key: load_block(spec, key), lambda: time.time() - clock_zero
+        )
+        return local, ["solver-0"]
+    from forebay.cluster.ray_executor import RayExecutor
+    from forebay.cluster.ray_session import start_ray
+
+    start_ray(spec.plan)
+    names = [f"solver-{i}" for i in range(spec.plan.solvers)]
+    remote = RayExecutor(spec, lambda: time.time() - clock_zero, clock_zero, resume)
+    remote.start(names)
+    return remote, names
+
+
+def _conclude(prepared: Prepared, ending: Finish, progress: Any) -> int:
+    from forebay.pipeline.dataset_card import write_card
+    from forebay.pipeline.report import write_report
+    from forebay.pipeline.summary import summarise
+
+    summary = summarise(prepared.spec.folder)
+    _write_atomically(prepared.spec.folder / "summary.json", summary.to_json())
+    for split in DATASETS:
+        write_card(prepared.spec.dataset(split))
+    report = write_report(prepared.spec.folder)
+    progress.conclude(ending, summary, report)
+    return EXIT_STATUS[ending.status]
+
+
+def _create_datasets(
+    prepared: Prepared, attributes: dict[str, Any], only: Split | None = None
+) -> dict[Split, DatasetCoordinator]:
+    from forebay.pipeline.dataset import DatasetCoordinator
+
+    spec = prepared.spec
+    return {
+        split: DatasetCoordinator.create(spec.dataset(split), spec.schema, spec.plan.chunks[split], attributes)
+        for split in DATASETS
+        if only in (None, split)
+    }
+
+
+@contextmanager
+def _signals(post: Callable[[str], None]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask the run to stop; a second Ctrl-C interrupts at once."""
+    seen: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        seen.append(number)
+        if len(seen) > 1 and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        name = signal.Signals(number).name
+        print(f"\n{name}: finishing the step and saving a checkpoint (Ctrl-C again to abort)", file=sys.stderr)
+        post(name)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _first_paragraph(problem: Any) -> str:
+    return (type(problem).__doc__ or type(problem).__name__).strip().split("\n\n")[0]
+
+
+def _override_words(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+

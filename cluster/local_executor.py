@@ -1,0 +1,141 @@
+"""Carries out a run's commands in this process, one after the other, in an order that the state alone decides.
+
+The Ray executor's twin: the same commands, the same data set bit for bit, no processes.  Training is paced by the data:
+after a block has been ingested, batches are trained in proportion to the frames seen so far, so that a resumed run
+takes up exactly where the interrupted one would have gone on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from forebay.learners.learner import StreamLearner
+from forebay.pipeline.controller import (
+    BlockIngested,
+    BlockKey,
+    BlockSolved,
+    BlockStored,
+    Checkpoint,
+    CheckpointSaved,
+    Command,
+    EndProduction,
+    Event,
+    Feed,
+    Finish,
+    LoadAndFeed,
+    RestartSolver,
+    Solve,
+    StageFailed,
+    StartTraining,
+    Store,
+    Tick,
+    TrainingEnded,
+)
+from forebay.pipeline.errors import DatasetError, ForebayError
+from forebay.pipeline.records import Block, Split
+from forebay.pipeline.stages import Sink, Solver
+
+SLICE_S = 0.25
+"""Training between two looks at the command queue; bounds the delay of a signal."""
+
+
+@dataclass(slots=True)
+class LocalExecutor:
+    """One solver, the sinks and one learner, called in turn."""
+
+    solver: Solver
+    sinks: Mapping[Split, Sink]
+    learner: StreamLearner
+    load: Callable[[BlockKey], Block]
+    """Reads a stored block back from the data set."""
+    clock: Callable[[], float] = time.time
+    """Seconds of this run, over all attempts."""
+    _commands: deque[Command] = field(default_factory=deque, init=False)
+    _events: deque[Event] = field(default_factory=deque, init=False)
+    _blocks: dict[BlockKey, Block] = field(default_factory=dict, init=False)
+    _training: bool = field(default=False, init=False)
+
+    def submit(self, command: Command) -> None:
+        """Queue a command; `StartTraining` takes effect at once."""
+        match command:
+            case StartTraining():
+                self._training = True
+            case RestartSolver(solver=name):
+                raise ForebayError(f"{name} cannot be restarted: it runs in this process")
+            case Finish():
+                self._commands.clear()
+            case _:
+                self._commands.append(command)
+
+    def post(self, event: Event) -> None:
+        """Let a signal handler put an event in front."""
+        self._events.append(event)
+
+    def next_event(self) -> Event:
+        """Posted events, then training that is due, then the next command."""
+        if self._events:
+            return self._events.popleft()
+        if self._training and (not self._commands or self.learner.behind):
+            return self._train()
+        if self._commands:
+            return self._execute(self._commands.popleft())
+        raise ForebayError("the run waits for an event that nobody will send; please report this as a bug")
+
+    def close(self) -> None:
+        """Nothing outlives this process."""
+        self._commands.clear()
+
+    def _train(self) -> Event:
+        end = time.monotonic() + SLICE_S
+        due = not self._commands
+        done = 0
+        while time.monotonic() < end and (due or self.learner.behind) and not self.learner.ended:
+            trained = self.learner.advance(1)
+            done += trained
+            if not trained:
+                break
+        if self.learner.ended:
+            self._training = False
+            self.learner.finish()
+            return TrainingEnded(self.learner.batches)
+        if not done and not self._commands:
+            return StageFailed("learner", "too few valid samples to fill a batch; look at the outcomes in the report")
+        return Tick(self.clock())
+
+    def _execute(self, command: Command) -> Event:
+        match command:
+            case Solve(key=(split, chunk), solver=name):
+                block = self.solver.solve_block(split, chunk)
+                self._blocks[command.key] = block
+                return BlockSolved(command.key, name, block.records, block.arrays["parameters"], block.seconds)
+            case Store(key=key):
+                try:
+                    self.sinks[key[0]].store(self._blocks[key])
+                except DatasetError as error:
+                    return StageFailed("data set", str(error))
+                return BlockStored(key)
+            case Feed(key=key):
+                return self._feed(key, self._blocks.pop(key))
+            case LoadAndFeed(key=key):
+                return self._feed(key, self.load(key))
+            case EndProduction():
+                self.learner.end_production()
+                return Tick(self.clock())
+            case Checkpoint():
+                batch, path = self.learner.checkpoint()
+                return CheckpointSaved(batch, str(path))
+        raise ForebayError(f"unknown command {command!r}")
+
+    def _feed(self, key: BlockKey, block: Block) -> Event:
+        if key[0] == "validation":
+            self.learner.add_validation(block)
+            return BlockIngested(key, 0)
+        while not self.learner.offer(block):
+            if not self.learner.advance(1):
+                return StageFailed("learner", "the ring is full and no batch can be drawn: raise buffer.capacity")
+            if self.learner.ended:
+                break
+        return BlockIngested(key, self.learner.last_accepted)

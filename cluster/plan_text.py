@@ -1,0 +1,86 @@
+"""What `forebay check` prints: the plan, with expected rates and the expected bottleneck."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from forebay.pipeline.stages import Problem
+
+if TYPE_CHECKING:
+    from forebay.cluster.launch import Prepared
+
+DIRECT_SECONDS_4096 = 1.5e-3
+"""Sampling, assembly and direct solve of a 64 x 64 five-point system on one core of 2020s server hardware."""
+TRAIN_FLOPS_PER_S = 3.0e10
+"""Sustained float32 rate of one core in a training step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Rates that follow from sizes alone; `benchmarks/overlap.py` measures them."""
+
+    unknowns: int
+    solves_per_s: float
+    learner_frames_per_s: float
+    model_parameters: int
+
+
+def forecast(prepared: Prepared) -> Forecast:
+    """Estimate rates: nested dissection costs n^1.5 in two dimensions; a training step three forward passes."""
+    from forebay.learners.models import model_cost
+
+    spec = prepared.spec
+    unknowns = _unknowns(prepared.problem)
+    one = DIRECT_SECONDS_4096 * (unknowns / 4096) ** 1.5
+    if len(spec.schema.times):
+        one = 1e-4 * spec.schema.steps * unknowns / 4096  # factorised once: two triangular solves a step
+    parameters, flops = model_cost(spec.study.learner.model.name, spec.study.learner.model.options, spec.schema)
+    threads = spec.plan.learner_threads
+    return Forecast(unknowns, spec.plan.solvers / one, threads * TRAIN_FLOPS_PER_S / (3 * flops), parameters)
+
+
+def print_plan(prepared: Prepared) -> None:
+    """One table, and a sentence on what will be slow."""
+    plan, schema, study = prepared.spec.plan, prepared.spec.schema, prepared.spec.study
+    expected = forecast(prepared)
+    table = Table(title=f"{study.name}: {study.problem.name}, valid", show_header=False)
+    for key, value in (
+        ("unknowns", f"{expected.unknowns:,}"),
+        ("samples", f"{study.samples:,} in {plan.chunks['train'].chunks} blocks of {plan.chunks['train'].size}"),
+        ("frames per sample", f"{schema.steps:,}"),
+        ("validation samples", f"{study.validation.samples:,}, solved first"),
+        ("block", f"{plan.block_bytes / 2**20:.1f} MiB"),
+        ("data set", f"{plan.dataset_bytes / 2**30:.2f} GiB"),
+        ("ring", f"{plan.capacity:,} frames, {plan.ring_bytes / 2**30:.2f} GiB, {study.buffer.policy}"),
+        ("first draw after", f"{plan.threshold:,} frames"),
+        ("batches", f"{plan.batches:,} of {study.learner.batch_size}; each frame used {plan.mean_uses:.1f} times"),
+        ("model", f"{study.learner.model.name}, {expected.model_parameters:,} parameters"),
+        ("cores", f"{plan.cores}: {plan.solvers} solver(s), {plan.learner_threads} learner thread(s)"),
+        ("solves (estimate)", f"{expected.solves_per_s:,.0f} per second"),
+        ("training (estimate)", f"{expected.learner_frames_per_s:,.0f} frames per second"),
+    ):
+        table.add_row(key, value)
+    console = Console()
+    console.print(table)
+    console.print(_bottleneck(prepared, expected), highlight=False)
+
+
+def _bottleneck(prepared: Prepared, expected: Forecast) -> str:
+    plan = prepared.spec.plan
+    solving = prepared.spec.study.samples / expected.solves_per_s
+    training = plan.frames_drawn / expected.learner_frames_per_s
+    slow, fast = ("the learner", "solvers") if training > solving else ("solving", "learner")
+    return (
+        f"expected bottleneck: {slow} (about {solving:,.0f} s of solving, {training:,.0f} s of training; "
+        f"estimates from sizes, good to a factor of three); the {fast} will wait"
+    )
+
+
+def _unknowns(problem: Problem) -> int:
+    if hasattr(problem, "pattern"):
+        return len(problem.pattern()[0]) - 1
+    return int(problem.unknowns)

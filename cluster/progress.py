@@ -1,0 +1,123 @@
+"""Shows a run as it goes: live on a terminal, plain lines elsewhere.  Reads metrics.jsonl, where every stage writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
+
+from forebay.pipeline.controller import BlockSolved, Event, Finish, SolverLost, StageFailed
+from forebay.pipeline.plan import Plan
+
+if TYPE_CHECKING:
+    from forebay.pipeline.summary import Summary
+
+LINE_EVERY_S = 10.0
+
+
+@dataclass(slots=True)
+class Tail:
+    """The complete lines that were appended to a JSON-lines file since the last look."""
+
+    path: Path
+    _file: TextIO | None = field(default=None, init=False)
+    _rest: str = field(default="", init=False)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Parsed lines."""
+        if self._file is None:
+            if not self.path.exists():
+                return []
+            self._file = self.path.open(encoding="utf-8")
+        *complete, self._rest = (self._rest + self._file.read()).split("\n")
+        return [json.loads(line) for line in complete if line]
+
+
+class Progress:
+    """An observer of the run's events."""
+
+    def __init__(self, folder: Path, plan: Plan, executor: str) -> None:
+        self._console = Console()
+        self._plan = plan
+        self._metrics = Tail(folder / "metrics.jsonl")
+        self._solved = {"validation": 0, "train": 0}
+        self._batch, self._loss, self._error = 0, float("nan"), float("nan")
+        self._line_s = time.monotonic()
+        self._bars = self._tasks = None
+        self._console.print(f"run folder {folder}", soft_wrap=True, highlight=False)
+        self._console.print(
+            f"{executor} executor on {plan.cores} cores: {plan.solvers} solver(s), learner with "
+            f"{plan.learner_threads} thread(s), {plan.learner_threads_after} once production has ended",
+            highlight=False,
+        )
+        if self._console.is_terminal:
+            self._bars, self._tasks = self._make_bars()
+            self._bars.start()
+
+    def observe(self, event: Event) -> None:
+        """Update the display."""
+        match event:
+            case BlockSolved(key=(split, _)):
+                self._solved[split] += len(event.records)
+            case SolverLost(solver=solver, reason=reason):
+                self._say(f"{solver} was lost and is started again: {reason.splitlines()[0]}")
+            case StageFailed(stage=stage, reason=reason):
+                self._say(f"{stage} failed: {reason}")
+        self._read_metrics()
+        if self._bars is not None and self._tasks is not None:
+            self._bars.update(self._tasks[0], completed=self._solved["train"])
+            self._bars.update(self._tasks[1], completed=self._batch, note=self._note())
+        elif time.monotonic() - self._line_s >= LINE_EVERY_S:
+            self._line_s = time.monotonic()
+            self._say(
+                f"solved {self._solved['train']}/{self._plan.chunks['train'].samples}  "
+                f"batch {self._batch}/{self._plan.batches}  {self._note()}"
+            )
+
+    def conclude(self, ending: Finish, summary: Summary, report: Path) -> None:
+        """Last words: how it ended, the figures, the report."""
+        from forebay.pipeline.summary import status_text
+
+        if self._bars is not None:
+            self._bars.stop()
+        self._console.print(status_text(summary))
+        if ending.status != "complete":
+            self._console.print(f"{ending.status}: {ending.reason}", style="bold", highlight=False, soft_wrap=True)
+            self._console.print(f"continue with: forebay resume {report.parent}", highlight=False, soft_wrap=True)
+        self._console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+    def _make_bars(self) -> tuple[Bars, tuple[TaskID, TaskID]]:
+        bars = Bars(
+            TextColumn("{task.description:8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+        )
+        samples = bars.add_task("samples", total=self._plan.chunks["train"].samples, note="")
+        batches = bars.add_task("batches", total=self._plan.batches, note="")
+        return bars, (samples, batches)
+
+    def _read_metrics(self) -> None:
+        for line in self._metrics.lines():
+            match line["event"]:
+                case "train":
+                    self._batch, self._loss = line["batch"], line["loss"]
+                case "validation":
+                    self._error = line["mean"]
+
+    def _note(self) -> str:
+        return f"loss {self._loss:.4f}  validation relative L2 {100 * self._error:.2f} %"
+
+    def _say(self, text: str) -> None:
+        if self._bars is not None:
+            self._bars.console.print(text, highlight=False)
+        else:
+            print(text, flush=True, file=sys.stdout)

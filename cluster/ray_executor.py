@@ -1,0 +1,227 @@
+"""Carries out a run's commands with Ray actors.
+
+Blocks never pass through the driver: a solver leaves a block in the object store, the driver forwards the reference to
+the writer and to the learner, and drops it when both are done.  At most credits × solvers blocks exist at a time, which
+bounds the object store's memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from forebay.cluster.actors.learner import LearnerActor
+from forebay.cluster.actors.solver import SolverActor
+from forebay.cluster.actors.writer import WriterActor
+from forebay.cluster.specs import RunSpec
+from forebay.pipeline.controller import (
+    BlockIngested,
+    BlockKey,
+    BlockSolved,
+    BlockStored,
+    Checkpoint,
+    CheckpointSaved,
+    Command,
+    EndProduction,
+    Event,
+    Feed,
+    Finish,
+    LoadAndFeed,
+    RestartSolver,
+    Solve,
+    SolverLost,
+    StageFailed,
+    StartTraining,
+    Store,
+    Tick,
+    TrainingEnded,
+)
+from forebay.pipeline.errors import RunError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+TICK_S = 0.25
+
+SOLVER_ENVIRONMENT: Mapping[str, str] = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+LEARNER_ENVIRONMENT: Mapping[str, str] = {
+    # Activations beyond glibc's 32 MB mmap ceiling are otherwise mapped and zeroed anew in every step.
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """What a reference stands for."""
+
+    command: Command
+    solver: str = ""
+    generation: int = 0
+
+
+@dataclass(slots=True)
+class RayExecutor:
+    """Solver actors, one writer, one learner."""
+
+    spec: RunSpec
+    clock: Callable[[], float]
+    clock_zero: float
+    resume: bool
+    writer_busy_s: float = field(default=0.0, init=False)
+    _solvers: dict[str, Any] = field(default_factory=dict, init=False)
+    _generation: dict[str, int] = field(default_factory=dict, init=False)
+    _writer: Any = field(default=None, init=False)
+    _learner: Any = field(default=None, init=False)
+    _waiting: dict[Any, _Pending] = field(default_factory=dict, init=False)
+    _blocks: dict[BlockKey, Any] = field(default_factory=dict, init=False)
+    """References of blocks that are being solved, or were solved in the event before."""
+    _handed_over: list[BlockKey] = field(default_factory=list, init=False)
+    _events: deque[Event] = field(default_factory=deque, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def start(self, solvers: list[str]) -> None:
+        """Start all actors at once and wait until each has built its stage.
+
+        Raises:
+            RunError: a stage could not be built; the text is the stage's own.
+        """
+        self._writer = WriterActor.remote(self.spec)
+        threads = str(self.spec.plan.learner_threads_after)
+        environment = {**LEARNER_ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        self._learner = LearnerActor.options(num_cpus=0, runtime_env={"env_vars": environment}).remote(
+            self.spec, self.clock_zero, self.resume
+        )
+        for name in solvers:
+            self._start_solver(name)
+        try:
+            ray.get([actor.ready.remote() for actor in (self._learner, *self._solvers.values())])
+        except RayError as error:
+            self.close()
+            raise RunError(f"a stage could not be started: {_reason(error)}") from None
+
+    def solver_names(self) -> list[str]:
+        """Names of the solver actors."""
+        return list(self._solvers)
+
+    def submit(self, command: Command) -> None:
+        """Send a command to the actor that carries it out."""
+        match command:
+            case Solve(key=(split, chunk), solver=name):
+                told, block = self._solvers[name].solve.remote(split, chunk)
+                self._blocks[command.key] = block
+                self._await(told, command, name)
+            case Store(key=key):
+                self._await(self._writer.store.remote(self._blocks[key]), command)
+            case Feed(key=key):
+                self._await(self._learner.ingest.remote(self._blocks[key]), command)
+            case LoadAndFeed(key=key):
+                self._await(self._learner.ingest_stored.remote(key), command)
+            case StartTraining():
+                self._await(self._learner.train.remote(), command)
+            case EndProduction():
+                self._await(self._learner.end_production.remote(), command)
+            case Checkpoint():
+                self._await(self._learner.checkpoint.remote(), command)
+            case RestartSolver(solver=name):
+                self._start_solver(name)
+            case Finish():
+                self._waiting.clear()
+
+    def post(self, event: Event) -> None:
+        """Let a signal handler put an event in front."""
+        self._events.append(event)
+
+    def next_event(self) -> Event:
+        """Posted events, then whatever finished first, else a tick."""
+        for key in self._handed_over:  # its commands hold the reference now; the driver's would pin the memory
+            self._blocks.pop(key, None)
+        self._handed_over.clear()
+        if self._events:
+            return self._events.popleft()
+        if self._waiting:
+            ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=TICK_S)
+        else:
+            ready = []
+            time.sleep(TICK_S)
+        if not ready:
+            return Tick(self.clock())
+        return self._event_of(ready[0], self._waiting.pop(ready[0]))
+
+    def close(self) -> None:
+        """Let the actors exit by dropping their handles; waiting threads of the learner are released first."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._learner is not None:
+            try:
+                ray.get(self._learner.interrupt.remote(), timeout=10)
+            except RayError as error:  # the learner is the thing that died, or is still being built
+                self._events.append(StageFailed("learner", _reason(error)))
+        self._waiting.clear()
+        self._blocks.clear()
+        self._solvers.clear()
+        self._learner = self._writer = None
+
+    def _start_solver(self, name: str) -> None:
+        self._generation[name] = self._generation.get(name, 0) + 1
+        self._solvers[name] = SolverActor.options(runtime_env={"env_vars": dict(SOLVER_ENVIRONMENT)}).remote(self.spec)
+
+    def _await(self, reference: Any, command: Command, solver: str = "") -> None:
+        self._waiting[reference] = _Pending(command, solver, self._generation.get(solver, 0))
+
+    def _event_of(self, reference: Any, pending: _Pending) -> Event:
+        try:
+            value = ray.get(reference)
+        except RayActorError as error:
+            return self._on_actor_lost(pending, _reason(error))
+        except RayTaskError as error:
+            return StageFailed(_stage_of(pending.command), _reason(error))
+        match pending.command:
+            case Solve(key=key):
+                self._handed_over.append(key)
+                records, parameters, seconds = value
+                return BlockSolved(key, pending.solver, records, parameters, seconds)
+            case Store(key=key):
+                self.writer_busy_s += value
+                return BlockStored(key)
+            case Feed(key=key) | LoadAndFeed(key=key):
+                return BlockIngested(key, value)
+            case StartTraining():
+                return TrainingEnded(value)
+            case Checkpoint():
+                return CheckpointSaved(*value)
+        return Tick(self.clock())
+
+    def _on_actor_lost(self, pending: _Pending, reason: str) -> Event:
+        if not isinstance(pending.command, Solve):
+            return StageFailed(_stage_of(pending.command), reason)
+        if pending.generation != self._generation[pending.solver]:
+            return Tick(self.clock())  # a second request of a solver that has been replaced already
+        for reference, other in list(self._waiting.items()):
+            if other.solver == pending.solver:
+                del self._waiting[reference]
+        return SolverLost(pending.solver, reason)
+
+
+def _stage_of(command: Command) -> str:
+    match command:
+        case Solve():
+            return "solver"
+        case Store():
+            return "data set"
+        case _:
+            return "learner"
+
+
+def _reason(error: RayError) -> str:
+    """The cause in one paragraph: the exception that the stage raised, or why its process is gone."""
+    cause = getattr(error, "cause", None)
+    return str(cause or error).strip()

@@ -1,0 +1,30 @@
+"""An embedded Ray on this machine, or the cluster that this process was submitted to."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+from forebay.pipeline.plan import Plan
+
+
+def start_ray(plan: Plan) -> None:
+    """Connect to the cluster named by RAY_ADDRESS, else start a private Ray that ends with this process.
+
+    The object store is sized for every block that may be in flight, four times over; the dashboard stays off.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # num_gpus=0 must not hide a GPU
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="warning")
+        return
+    blocks = plan.solvers * 8 + 8
+    ray.init(
+        address="local",
+        num_cpus=max(plan.cores, plan.solvers),
+        include_dashboard=False,
+        object_store_memory=max(256 * 2**20, blocks * plan.block_bytes),
+        log_to_driver=False,
+        logging_level="warning",
+    )

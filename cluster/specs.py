@@ -1,0 +1,87 @@
+"""What a process needs to build its stage: plain values that travel, and the functions that turn them into objects.
+
+Each function imports one stack only: a solver process never loads torch, a learner process never loads PETSc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forebay.pipeline.controller import BlockKey
+from forebay.pipeline.plan import Plan
+from forebay.pipeline.records import Block, Schema, Split
+from forebay.pipeline.study import Study
+
+if TYPE_CHECKING:
+    from forebay.learners.learner import StreamLearner
+    from forebay.pipeline.dataset import DatasetWriter
+    from forebay.solvers.block_solver import BlockSolver
+
+DATASETS: Mapping[Split, str] = {"train": "dataset.zarr", "validation": "validation.zarr"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """A resolved study and where it runs."""
+
+    study: Study
+    plan: Plan
+    schema: Schema
+    folder: Path
+    """The run folder."""
+    study_folder: Path
+    """Where relative names in the study ("my_problem.py:MyProblem") start."""
+
+    def dataset(self, split: Split) -> Path:
+        """Folder of a split's data set."""
+        return self.folder / DATASETS[split]
+
+
+def make_solver(spec: RunSpec) -> BlockSolver:
+    """The PETSc stack."""
+    from forebay.solvers.block_solver import BlockSolver
+    from forebay.solvers.methods import Method
+    from forebay.solvers.problems import load_problem
+
+    problem = load_problem(spec.study.problem.name, spec.study.problem.options, folder=spec.study_folder)
+    table = spec.study.solver.model_dump(exclude={"actors"})
+    return BlockSolver(
+        problem, Method(**table), run_seed=spec.study.seed, plans=spec.plan.chunks, design=spec.study.design
+    )
+
+
+def make_sinks(spec: RunSpec) -> dict[Split, DatasetWriter]:
+    """Writers of both splits."""
+    from forebay.pipeline.dataset import DatasetWriter
+
+    return {split: DatasetWriter(spec.dataset(split), spec.schema, plan) for split, plan in spec.plan.chunks.items()}
+
+
+def load_block(spec: RunSpec, key: BlockKey) -> Block:
+    """A stored block, read back."""
+    from forebay.pipeline.dataset import DatasetReader
+
+    split, chunk = key
+    return DatasetReader(spec.dataset(split)).read_block(chunk)
+
+
+def make_learner(spec: RunSpec, *, clock_zero: float, resume: bool) -> StreamLearner:
+    """The torch stack; with `resume`, as the latest checkpoint left it (or fresh when there is none)."""
+    from forebay.learners.learner import StreamLearner
+
+    return StreamLearner.open(
+        spec.schema,
+        spec.study.learner,
+        spec.plan,
+        policy=spec.study.buffer.policy,
+        validate_every=spec.study.validation.every,
+        seed=spec.study.seed,
+        folder=spec.folder,
+        clock_zero=clock_zero,
+        keep_checkpoints=spec.study.run.keep_checkpoints,
+        load=lambda key: load_block(spec, key),
+        resume=resume,
+    )

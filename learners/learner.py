@@ -1,0 +1,345 @@
+"""The learner: owns the ring, draws batches, trains, validates, checkpoints.
+
+One plain object without processes of its own.  In-process runs call `offer` and `advance` in turn; the actor calls
+`ingest` and `train` from two threads.  Whatever else wants the weights between two batches (a checkpoint) is asked of
+the training thread, so no lock is held during a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+
+from forebay.learners.evaluate import Evaluation, evaluate, examples
+from forebay.learners.metrics import MetricsLog
+from forebay.learners.models import build_model
+from forebay.learners.ring import Ring, frames_of, ring_specs
+from forebay.learners.step import TrainState, make_state, train_step
+from forebay.learners.surrogate import IOSpec, Surrogate
+from forebay.learners.weights import latest_checkpoint, load_checkpoint, save_checkpoint
+from forebay.pipeline.buffer import make_buffer
+from forebay.pipeline.controller import BlockKey
+from forebay.pipeline.plan import Plan
+from forebay.pipeline.records import Block, Schema
+from forebay.pipeline.sampling import sample_seed
+from forebay.pipeline.study import LearnerTable
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY = 10
+"""Batches that one line of metrics.jsonl averages over."""
+WAIT_S = 0.1
+"""Longest wait for data before the training thread looks for requests."""
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Cumulative seconds of the training loop's parts."""
+
+    wait_s: float = 0.0
+    draw_s: float = 0.0
+    step_s: float = 0.0
+    frames: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class StreamLearner:
+    """Trains on what has arrived so far; see `open` for how one is made."""
+
+    schema: Schema
+    options: LearnerTable
+    plan: Plan
+    ring: Ring
+    state: TrainState
+    metrics: MetricsLog
+    folder: Path
+    validate_every: int
+    keep_checkpoints: int
+    last_accepted: int = field(default=0, init=False)
+    """Frames that the latest block brought in."""
+    _validation: dict[int, tuple[np.ndarray, dict[str, torch.Tensor]]] = field(default_factory=dict, init=False)
+    _chunks: set[int] = field(default_factory=set, init=False)
+    """Training chunks whose frames are all accounted for by the buffer."""
+    _normalised: set[int] = field(default_factory=set, init=False)
+    """Training chunks that the normaliser has seen."""
+    _clock: _Clock = field(default_factory=_Clock, init=False)
+    _losses: list[torch.Tensor] = field(default_factory=list, init=False)
+    _production_ended: threading.Event = field(default_factory=threading.Event, init=False)
+    _interrupted: threading.Event = field(default_factory=threading.Event, init=False)
+    _training: threading.Event = field(default_factory=threading.Event, init=False)
+    _requests: SimpleQueue[Future[tuple[int, Path]]] = field(default_factory=SimpleQueue, init=False)
+
+    @classmethod
+    def open(
+        cls,
+        schema: Schema,
+        options: LearnerTable,
+        plan: Plan,
+        *,
+        policy: str,
+        validate_every: int,
+        seed: int,
+        folder: Path,
+        clock_zero: float,
+        keep_checkpoints: int,
+        load: Callable[[BlockKey], Block],
+        resume: bool,
+    ) -> StreamLearner:
+        """A fresh learner, or with `resume` the one that the latest checkpoint describes.
+
+        `load` reads stored blocks back: a checkpoint keeps which frames the ring held, the data set keeps the frames.
+        """
+        torch.set_num_threads(plan.learner_threads)
+        torch.manual_seed(sample_seed(seed, "weights", 0) % 2**63)
+        io = IOSpec.from_schema(schema)
+        surrogate = Surrogate(build_model(options.model.name, options.model.options, io), io)
+        buffer = make_buffer(
+            policy, capacity=plan.capacity, threshold=plan.threshold, seed=sample_seed(seed, "buffer", 0)
+        )
+        learner = cls(
+            schema,
+            options,
+            plan,
+            Ring(ring_specs(schema), buffer),
+            make_state(surrogate, options, batches=plan.batches),
+            MetricsLog(folder, clock_zero),
+            folder,
+            validate_every,
+            keep_checkpoints,
+        )
+        checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
+        if checkpoint is not None:
+            learner._restore(checkpoint, load)
+        return learner
+
+    @property
+    def batches(self) -> int:
+        """Batches trained."""
+        return self.state.batches
+
+    @property
+    def ended(self) -> bool:
+        """Is the batch budget spent, or the data exhausted?"""
+        return self.batches >= self.plan.batches or self.ring.exhausted
+
+    @property
+    def behind(self) -> bool:
+        """Has training fallen behind the share of frames that have arrived?  Paces the in-process executor."""
+        due = self.plan.batches * self.ring.statistics().put // self.plan.frames
+        return not self.ended and self.batches < due and self.ring.can_draw(self.options.batch_size)
+
+    def add_validation(self, block: Block) -> None:
+        """Keep a block of the validation split; the same chunk twice is kept once."""
+        keys, arrays = frames_of(block, self.schema)
+        self._validation[block.chunk] = keys, {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
+
+    def ingest(self, block: Block) -> int:
+        """Accept a training block's valid frames, waiting for room; frames that are new."""
+        keys, arrays = self._prepare(block)
+        accepted = self.ring.put(keys, arrays)
+        if not self._interrupted.is_set():
+            self._chunks.add(block.chunk)
+        return accepted
+
+    def offer(self, block: Block) -> bool:
+        """Accept what fits without waiting; True once every frame of the block is accounted for."""
+        keys, arrays = self._prepare(block)
+        before = self.ring.statistics().put
+        done = self.ring.offer(keys, arrays) >= len(keys)
+        self.last_accepted = self.ring.statistics().put - before
+        if done:
+            self._chunks.add(block.chunk)
+        return done
+
+    def advance(self, batches: int) -> int:
+        """Train up to that many batches with the data at hand; returns how many."""
+        done = 0
+        while done < batches and not self.ended and self._train_one(timeout=0.0):
+            done += 1
+        return done
+
+    def train(self) -> int:
+        """Train until the budget is spent or the data is exhausted, waiting for data; returns all batches so far."""
+        torch.set_num_threads(self.plan.learner_threads)
+        self._training.set()
+        try:
+            while not self.ended and not self._interrupted.is_set():
+                self._serve_requests()
+                self._train_one(timeout=WAIT_S)
+            if self.ended:
+                self.finish()
+        finally:
+            self._training.clear()
+            self._serve_requests()
+        return self.batches
+
+    def end_production(self) -> None:
+        """No more data will come: what can be drained is drained, within the batch budget."""
+        self._production_ended.set()
+        self._close_when_due()
+
+    def interrupt(self) -> None:
+        """Let waiting threads return; the learner is not used afterwards."""
+        self._interrupted.set()
+        self.ring.interrupt()
+
+    def checkpoint(self) -> tuple[int, Path]:
+        """Save weights, optimiser, normaliser, generator and buffer state between two batches; batch and folder."""
+        if not self._training.is_set():
+            return self._save()
+        request: Future[tuple[int, Path]] = Future()
+        self._requests.put(request)
+        if not self._training.is_set():  # training ended between the two looks; nobody else will serve it
+            self._serve_requests()
+        return request.result()
+
+    def finish(self) -> Evaluation:
+        """Last evaluation, last checkpoint, the surrogate for users, and the examples for the report."""
+        self._flush()
+        evaluation = self._validate()
+        self._save()
+        self.state.surrogate.save(self.folder / "surrogate")
+        keys, data = self._validation_data()
+        shown = examples(self.state.surrogate, data, evaluation, self.options.batch_size)
+        steps = self.schema.steps
+        extra: dict[str, Any] = {"sample_ids": keys[shown["rows"]] // steps}
+        if self.schema.times:
+            extra["time"] = np.asarray(self.schema.times)[keys[shown["rows"]] % steps]
+        for coordinate in self.schema.coordinates:
+            extra[f"coordinates/{coordinate.name}"] = coordinate.values
+        np.savez_compressed(self.folder / "predictions.npz", **shown, **extra)
+        return evaluation
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters for whoever watches."""
+        return {"batches": self.batches, "frames": self._clock.frames, "wait_s": self._clock.wait_s}
+
+    def _prepare(self, block: Block) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        keys, arrays = frames_of(block, self.schema)
+        normaliser = self.state.surrogate.normaliser
+        if not normaliser.frozen and block.chunk not in self._normalised and len(keys):
+            self._normalised.add(block.chunk)
+            self.state.surrogate.observe({name: torch.from_numpy(a) for name, a in arrays.items()})
+            if normaliser.count >= self.options.freeze_normaliser_after:
+                normaliser.freeze()
+        return keys, arrays
+
+    def _train_one(self, timeout: float) -> bool:
+        start = time.perf_counter()
+        batch = self.ring.draw(self.options.batch_size, timeout=timeout)
+        drawn = time.perf_counter()
+        if batch is None:
+            self._clock.wait_s += drawn - start
+            self._close_when_due()
+            return False
+        self.metrics.draw(self.batches + 1, batch.keys)
+        self.state, step = train_step(self.state, batch.arrays)
+        self._clock.draw_s += drawn - start
+        self._clock.step_s += time.perf_counter() - drawn
+        self._clock.frames += len(batch.keys)
+        self._losses.append(step.loss)
+        if len(self._losses) == LOG_EVERY:
+            self._flush()
+        if self.batches % self.validate_every == 0 and not self.ended:
+            self._validate()
+        self._close_when_due()
+        return True
+
+    def _close_when_due(self) -> None:
+        """Close the buffer ("over") once nothing more comes and draining it fits the rest of the budget.
+
+        Melissa's rule closes at the end of production; with more batches to train than frames to drain, drawing goes
+        on without removal until the two meet, so that the last frames are used up in the last batches.
+        """
+        if not self._production_ended.is_set() or self.ring.closed:
+            return
+        torch.set_num_threads(self.plan.learner_threads_after)
+        counts = self.ring.statistics()
+        left = (self.plan.batches - self.batches) * self.options.batch_size
+        starved = not self.ring.can_draw(self.options.batch_size)
+        if self.ring.policy != "reservoir" or left <= counts.unseen + counts.seen or starved:
+            self.ring.close()
+
+    def _serve_requests(self) -> None:
+        while True:
+            try:
+                request = self._requests.get_nowait()
+            except Empty:
+                return
+            try:
+                request.set_result(self._save())
+            except Exception as error:
+                request.set_exception(error)
+
+    def _flush(self) -> None:
+        if not self._losses:
+            return
+        counts = self.ring.statistics()
+        self.metrics.train(
+            batch=self.batches,
+            loss=float(torch.stack(self._losses).mean()),
+            lr=self.state.lr,
+            frames=self._clock.frames,
+            wait_s=self._clock.wait_s,
+            draw_s=self._clock.draw_s,
+            step_s=self._clock.step_s,
+            unseen=counts.unseen,
+            seen=counts.seen,
+            capacity=self.plan.capacity,
+        )
+        self._losses.clear()
+
+    def _validation_data(self) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+        parts = [self._validation[chunk] for chunk in sorted(self._validation)]
+        keys = np.concatenate([k for k, _ in parts])
+        return keys, {name: torch.cat([arrays[name] for _, arrays in parts]) for name in parts[0][1]}
+
+    def _validate(self) -> Evaluation:
+        _, data = self._validation_data()
+        evaluation = evaluate(self.state.surrogate, data, self.options.batch_size)
+        self.metrics.validation(self.batches, evaluation, self.ring.statistics().uses)
+        return evaluation
+
+    def _save(self) -> tuple[int, Path]:
+        path = save_checkpoint(
+            self.folder / "checkpoints",
+            self.state,
+            extra={
+                "buffer": self.ring.to_dict(),
+                "ingested_chunks": sorted(self._chunks),
+                "normalised_chunks": sorted(self._normalised),
+                "clock": {name: getattr(self._clock, name) for name in self._clock.__slots__},
+            },
+            keep=self.keep_checkpoints,
+        )
+        return self.batches, path
+
+    def _restore(self, checkpoint: Path, load: Callable[[BlockKey], Block]) -> None:
+        extra = load_checkpoint(checkpoint, self.state)
+        self._chunks = set(extra["ingested_chunks"])
+        self._normalised = set(extra["normalised_chunks"])
+        self._clock = _Clock(**extra["clock"])
+        size = self.plan.chunks["train"].size * self.schema.steps
+
+        def fetch(keys: np.ndarray) -> Mapping[str, np.ndarray]:
+            """Frames by key, read chunk by chunk."""
+            rows: dict[str, np.ndarray] = {}
+            for chunk in np.unique(keys // size):
+                have, arrays = frames_of(load(("train", int(chunk))), self.schema)
+                want = np.flatnonzero(keys // size == chunk)
+                source = np.searchsorted(have, keys[want])
+                for name, array in arrays.items():
+                    rows.setdefault(name, np.empty((len(keys), *array.shape[1:]), array.dtype))[want] = array[source]
+            return rows
+
+        self.ring.refill(extra["buffer"], fetch)

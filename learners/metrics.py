@@ -1,0 +1,47 @@
+"""What training tells the world: JSON lines for our own tools, TensorBoard scalars for everybody's."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from forebay.learners.evaluate import Evaluation
+from forebay.pipeline.journal import Journal
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl, draws.jsonl and tensorboard/ of a run folder; wall times count all attempts."""
+
+    def __init__(self, folder: Path, clock_zero: float) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._clock_zero = clock_zero
+        self._metrics = Journal(folder / "metrics.jsonl")
+        self._draws = Journal(folder / "draws.jsonl")
+        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of the run, over all attempts."""
+        return time.time() - self._clock_zero
+
+    def train(self, *, batch: int, loss: float, lr: float, **counters: float) -> None:
+        """One line for a few batches."""
+        self._metrics.append("train", wall_s=self.wall_s, batch=batch, loss=loss, lr=lr, **counters)
+        self._board.add_scalar("train/loss", loss, batch)
+        self._board.add_scalar("train/lr", lr, batch)
+
+    def validation(self, batch: int, evaluation: Evaluation, uses: list[int]) -> None:
+        """One line an evaluation, and how often the frames have been used."""
+        errors = {"mean": evaluation.mean, "p99": evaluation.p99, "max": evaluation.max}
+        self._metrics.append("validation", wall_s=self.wall_s, batch=batch, seconds=evaluation.seconds, **errors)
+        self._metrics.append("reuse", wall_s=self.wall_s, batch=batch, histogram=uses)
+        for name, value in errors.items():
+            self._board.add_scalar(f"validation/{name}", value, batch)
+        self._board.flush()
+
+    def draw(self, batch: int, keys: np.ndarray) -> None:
+        """Which frames a batch consists of; with the data set, enough to replay the training."""
+        self._draws.append("draw", batch=batch, keys=keys.tolist())

@@ -1,0 +1,139 @@
+"""Raw chunk files of Zarr v3 arrays that are neither compressed nor sharded: one chunk, one file, little endian, C order.
+
+A chunk file appears under its name complete and durable or not at all: temporary name in the same folder, write, fsync
+of the file, rename, fsync of the folder.  Nothing here knows about Zarr; numpy and os are enough, so that any process
+can write chunks without loading a storage library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from forebay.pipeline.errors import DatasetError
+
+TEMPORARY_SUFFIX = ".tmp"
+"""Ends the name of a file that is still being written; its name also starts with a dot."""
+
+_REMEDIES = {
+    errno.ENOSPC: "free space there, or move the run folder to a larger disk, then resume",
+    errno.EDQUOT: "the quota is used up: free space or have it raised, then resume",
+    errno.EFBIG: "the file-size limit of this process is too low: raise it (ulimit -f) or use smaller chunks",
+    errno.EROFS: "the file system is read-only: choose a folder that can be written",
+    errno.EACCES: "permission denied: choose a folder that can be written",
+    errno.ENOENT: "the folder is missing: create the data set before writing into it",
+}
+
+
+def write_chunk(path: Path, array: np.ndarray, *, rows: int | None = None) -> None:
+    """Write one chunk file, padded along the first axis to `rows` rows (NaN for floats, 0 for integers).
+
+    `array` has shape (k, ...) with k <= rows; the file then holds `rows * prod(shape[1:])` items.  Writing the same
+    chunk again replaces it atomically; readers that have the old file mapped keep the old contents.
+
+    Raises:
+        DatasetError: the operating system refuses (full disk, quota, permissions); no temporary file stays behind.
+        ValueError: more rows than the chunk holds.
+    """
+    padding = 0 if rows is None else rows - len(array)
+    if padding < 0:
+        raise ValueError(f"{len(array)} rows do not fit the chunk of {rows} rows that {path} is")
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    parts = [little.reshape(-1).view(np.uint8)]
+    if padding:
+        fill = np.nan if little.dtype.kind == "f" else 0
+        parts.append(np.full((padding, *little.shape[1:]), fill, little.dtype).reshape(-1).view(np.uint8))
+    write_atomically(path, [part.data for part in parts])
+
+
+def read_chunk(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Map one chunk file into memory, read-only; nothing is read before it is touched.
+
+    Raises:
+        DatasetError: the file is missing, or its size is not the one that `dtype` and `shape` ask for.
+    """
+    expected = chunk_bytes(dtype, shape)
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise DatasetError(
+            f"chunk file {path} is missing; `forebay dataset verify` lists all that are, `forebay resume` solves them"
+        ) from None
+    if size != expected:
+        raise DatasetError(
+            f"chunk file {path} has {size} bytes where {expected} are due (shape {shape}, {dtype}); "
+            f"delete it and resume the run, which solves its samples again"
+        )
+    return np.asarray(np.memmap(path, dtype.newbyteorder("<"), "r", shape=shape))
+
+
+def chunk_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Size of a chunk file in bytes."""
+    return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+
+
+def write_atomically(path: Path, parts: Iterable[memoryview | bytes]) -> None:
+    """Put a file in place durably: temporary name, fsync, rename, fsync of the folder.
+
+    Missing folders above it are created, and made durable too.
+
+    Raises:
+        DatasetError: the operating system refuses; says how much was needed and how much is free.
+    """
+    parts = list(parts)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        _make_folders(path.parent)
+        with open(temporary, "xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
+        raise DatasetError(_explain(path, sum(len(part) for part in parts), error)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """Temporary files that a killed writer left anywhere below a folder."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(".") and name.endswith(TEMPORARY_SUFFIX):
+                yield Path(parent, name)
+
+
+def _make_folders(folder: Path) -> None:
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for child in reversed(missing):
+        # Two attempts at the same chunk may meet here; the folder is all that either wants.
+        child.mkdir(exist_ok=True)
+        sync_folder(child.parent)
+
+
+def _explain(path: Path, needed: int, error: OSError) -> str:
+    existing = next((parent for parent in path.parents if parent.is_dir()), Path(path.anchor or "."))
+    free = shutil.disk_usage(existing).free
+    remedy = _REMEDIES.get(error.errno or 0, "check the file system, then resume")
+    return f"cannot write {path}: {error.strerror or error} ({needed} bytes needed, {free} bytes free); {remedy}"

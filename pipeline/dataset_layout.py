@@ -1,0 +1,262 @@
+"""What lies where in a data set: array names, shapes, chunk files, and the schema as plain JSON values.
+
+A data set is one Zarr v3 group per split.  Row i of every per-sample array is sample i.
+
+    <group>/zarr.json                     attributes, and the consolidated metadata of all arrays
+    <group>/<field>/c/<chunk>/0/0         float32, the samples of one block: (S, [time], *dims)
+    <group>/<record>/c/<k>                seed, outcome, ...: rows k·4096, ..., k·4096 + 4095
+    <group>/<coordinate>/c/0              x, y, node_x, time, ...
+
+Imports numpy alone: a writer or a reader of raw chunks never needs a storage library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forebay.pipeline.chunks import read_chunk
+from forebay.pipeline.errors import DatasetError
+from forebay.pipeline.records import ChunkPlan, Coordinate, Field, Outcome, Parameter, Schema
+
+FORMAT = 1
+"""Number of this layout; a reader refuses a larger one."""
+OURS = "forebay"
+"""Attribute of the group that holds what `Layout` needs."""
+ROWS = 4096
+"""Rows in one chunk of a per-sample scalar array: 32 KiB of float64, so that rewriting the tail costs nothing."""
+FIELD_DTYPE = np.dtype(np.float32)
+UNSOLVED = -1
+"""Outcome code of a row that is not committed."""
+NO_METHOD = "none"
+"""Meaning of method code -1: the sample never reached a solver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One value per sample."""
+
+    name: str
+    dtype: np.dtype
+    fill: float | int | bool
+    units: str
+    description: str
+
+
+COLUMNS = (
+    Column("seed", np.dtype(np.uint64), 0, "1", "key word of the sample's Philox generator"),
+    Column("outcome", np.dtype(np.int8), UNSOLVED, "1", "how the solve ended"),
+    Column("method", np.dtype(np.int16), -1, "1", "how the sample was solved"),
+    Column("iterations", np.dtype(np.int32), 0, "1", "Krylov iterations, summed over the time steps"),
+    Column(
+        "residual", np.dtype(np.float64), np.nan, "1", "true relative residual |b - A u| / |b|, largest over the steps"
+    ),
+    Column("seconds", np.dtype(np.float64), np.nan, "s", "wall time of assembling and solving the sample"),
+    Column("valid", np.dtype(np.bool_), False, "1", "may be trained on: converged, finite, certified"),
+)
+RESERVED = frozenset({"sample", "time", "parameter", "sample_id", "parameters", "key", *(c.name for c in COLUMNS)})
+"""Names that neither a field, a coordinate nor a dimension of a problem may have."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Schema and chunk plan of one data set, and where its parts are."""
+
+    schema: Schema
+    plan: ChunkPlan
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """All fields by name, inputs first."""
+        return {item.name: item for item in (*self.schema.inputs, *self.schema.outputs)}
+
+    def is_timed(self, name: str) -> bool:
+        """Does the field's array have a time axis?"""
+        return bool(self.schema.times) and any(item.name == name for item in self.schema.outputs)
+
+    def dims(self, name: str) -> tuple[str, ...]:
+        """Dimension names of a field's array."""
+        return ("sample", *(("time",) if self.is_timed(name) else ()), *self.fields[name].dims)
+
+    def chunk_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one chunk of a field's array, (S, [T], *shape)."""
+        return (self.plan.size, *self.schema.sample_shape(name))
+
+    def chunk_file(self, group: Path, name: str, chunk: int) -> Path:
+        """File of a field's chunk."""
+        return array_chunk_file(group, name, (chunk, *(0 for _ in self.schema.sample_shape(name))))
+
+    def rows(self, chunk: int) -> slice:
+        """Rows of the samples of one block."""
+        ids = self.plan.sample_ids(chunk)
+        return slice(int(ids[0]), int(ids[-1]) + 1)
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of a scalar array with its last chunk filled up."""
+        return -(-self.plan.samples // ROWS) * ROWS
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; the values of the coordinates stay in their arrays."""
+        schema = self.schema
+        return {
+            "format": FORMAT,
+            "split": self.plan.split,
+            "samples": self.plan.samples,
+            "chunk_samples": self.plan.size,
+            "schema": {
+                "parameters": [dataclasses.asdict(p) for p in schema.parameters],
+                "inputs": [dataclasses.asdict(f) for f in schema.inputs],
+                "outputs": [dataclasses.asdict(f) for f in schema.outputs],
+                "coordinates": [{"name": c.name, "dims": c.dims, "units": c.units} for c in schema.coordinates],
+                "times": list(schema.times),
+                "boundary_conditions": schema.boundary_conditions,
+            },
+        }
+
+    @classmethod
+    def from_json(cls, group: Path, tree: Mapping[str, Any], documents: Mapping[str, Any]) -> Layout:
+        """The reverse of `to_json`; `documents` is the consolidated metadata, from which the coordinates are read."""
+        schema = tree["schema"]
+        coordinates = tuple(
+            Coordinate(c["name"], tuple(c["dims"]), read_whole(group, c["name"], documents[c["name"]]), c["units"])
+            for c in schema["coordinates"]
+        )
+        return cls(
+            Schema(
+                parameters=tuple(Parameter(**p) for p in schema["parameters"]),
+                inputs=tuple(_field(f) for f in schema["inputs"]),
+                outputs=tuple(_field(f) for f in schema["outputs"]),
+                coordinates=coordinates,
+                times=tuple(schema["times"]),
+                boundary_conditions=schema["boundary_conditions"],
+            ),
+            ChunkPlan(tree["split"], tree["samples"], tree["chunk_samples"]),
+        )
+
+
+def array_chunk_file(group: Path, name: str, index: tuple[int, ...]) -> Path:
+    """File of a chunk under Zarr v3's default chunk key encoding: `c/0/0/0`, separator "/"."""
+    return group / name / "c" / "/".join(str(i) for i in index)
+
+
+def outcome_flags() -> dict[str, Any]:
+    """CF attributes `flag_values` and `flag_meanings` of the outcome array."""
+    return {
+        "flag_values": [UNSOLVED, *(int(o) for o in Outcome)],
+        "flag_meanings": " ".join(["not_solved", *(o.name.lower() for o in Outcome)]),
+    }
+
+
+def method_flags(methods: list[str]) -> dict[str, Any]:
+    """CF attributes of the method array; code i is `methods[i]`."""
+    return {"flag_values": list(range(-1, len(methods))), "flag_meanings": " ".join([NO_METHOD, *methods])}
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The group's metadata document.
+
+    Raises:
+        DatasetError: no data set there, not one of ours, or of a newer format.
+    """
+    try:
+        document = json.loads((path / "zarr.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(f"no data set at {path}: it has no zarr.json; give the path of a `*.zarr` folder") from None
+    except ValueError as error:
+        raise DatasetError(f"{path / 'zarr.json'} is not JSON ({error}); restore it from a copy") from error
+    ours = document.get("attributes", {}).get(OURS)
+    if ours is None or "consolidated_metadata" not in document:
+        raise DatasetError(f"{path} is a Zarr group without Forebay's attributes; open it with xarray instead")
+    if ours["format"] > FORMAT:
+        raise DatasetError(f"{path} has format {ours['format']}, this Forebay reads up to {FORMAT}; upgrade Forebay")
+    return document
+
+
+def arrays_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of every array in the group, by name."""
+    return document["consolidated_metadata"]["metadata"]
+
+
+def is_raw(array: Mapping[str, Any]) -> bool:
+    """Is every chunk of this array one plain file that spans all axes but the first?"""
+    chunk_shape = array["chunk_grid"]["configuration"]["chunk_shape"]
+    codecs = array["codecs"]
+    endian = codecs[0].get("configuration", {}).get("endian", "little")
+    encoding = array["chunk_key_encoding"]
+    return (
+        array["chunk_grid"]["name"] == "regular"
+        and len(codecs) == 1
+        and codecs[0]["name"] == "bytes"
+        and endian == "little"
+        and encoding["name"] == "default"
+        and encoding.get("configuration", {}).get("separator", "/") == "/"
+        and not array.get("storage_transformers")
+        and list(chunk_shape[1:]) == list(array["shape"][1:])
+    )
+
+
+def read_whole(group: Path, name: str, array: Mapping[str, Any]) -> np.ndarray:
+    """An array that lies in one raw chunk, as a copy in memory."""
+    shape = tuple(array["shape"])
+    return read_chunk(
+        array_chunk_file(group, name, tuple(0 for _ in shape)), np.dtype(array["data_type"]), shape
+    ).copy()
+
+
+def check_layout(layout: Layout) -> None:
+    """Refuse what no reader could open.
+
+    Raises:
+        DatasetError: names that collide, are reserved or no identifiers; dimensions with two lengths; empty axes.
+    """
+    schema, plan = layout.schema, layout.plan
+    if plan.samples < 1 or plan.size < 1:
+        raise DatasetError(f"{plan.samples} samples in chunks of {plan.size}: both must be at least 1")
+    lengths: dict[str, tuple[int, str]] = {}
+    names = [item.name for item in (*schema.inputs, *schema.outputs, *schema.coordinates)]
+    for name in names:
+        _check_name("array", name)
+        if names.count(name) > 1:
+            raise DatasetError(f"two arrays are called {name!r}; rename one of the fields or coordinates")
+    shapes = [(f.name, f.dims, f.shape) for f in (*schema.inputs, *schema.outputs)]
+    shapes += [(c.name, c.dims, c.values.shape) for c in schema.coordinates]
+    for name, dims, shape in shapes:
+        _check_axes(name, dims, shape, lengths)
+    for name in layout.fields:
+        if name in lengths:
+            raise DatasetError(
+                f"field {name!r} has the name of a dimension; rename the field, e.g. {name + '_field'!r}"
+            )
+
+
+def _check_axes(name: str, dims: tuple[str, ...], shape: tuple[int, ...], lengths: dict[str, tuple[int, str]]) -> None:
+    if len(dims) != len(shape) or len(set(dims)) != len(dims):
+        raise DatasetError(f"array {name!r} has dims {dims} for shape {shape}; give one distinct name per axis")
+    for dim, length in zip(dims, shape, strict=True):
+        _check_name("dimension", dim)
+        if length < 1:
+            raise DatasetError(f"array {name!r} has length {length} along {dim!r}; every axis needs at least 1")
+        known, owner = lengths.setdefault(dim, (length, name))
+        if known != length:
+            raise DatasetError(
+                f"dimension {dim!r} has length {known} in {owner!r} and {length} in {name!r}; name the second differently"
+            )
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise DatasetError(f"{kind} name {name!r} must be letters, digits and underscores, starting with a letter")
+    if name in RESERVED:
+        raise DatasetError(f"{kind} name {name!r} is reserved for the data set itself; choose another")
+
+
+def _field(tree: Mapping[str, Any]) -> Field:
+    return Field(tree["name"], tuple(tree["dims"]), tuple(tree["shape"]), tree["units"], tree["description"])

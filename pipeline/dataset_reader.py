@@ -1,0 +1,282 @@
+"""Reads a data set: by block, by sample, by frame; also as a map-style data set for a torch DataLoader.
+
+Fast path: chunk files that are raw are mapped into memory and rows are copied out of the maps.  General path: an array
+that somebody repacked (compressed, sharded) goes through the zarr library.  Both return the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from forebay.pipeline.chunks import read_chunk
+from forebay.pipeline.dataset_layout import (
+    COLUMNS,
+    OURS,
+    ROWS,
+    UNSOLVED,
+    Layout,
+    array_chunk_file,
+    arrays_of,
+    is_raw,
+    read_document,
+)
+from forebay.pipeline.errors import DatasetError
+from forebay.pipeline.records import Block, ChunkPlan, Outcome, Schema, SolveRecord
+
+MAPS = 256
+"""Chunk files mapped at a time; each costs one file descriptor, of which a process usually has 1024."""
+COPY_EACH = 2048
+"""Rows of at least that many bytes are copied one by one; indexing with arrays would copy them twice."""
+
+
+class RowSource(Protocol):
+    """One array, by rows."""
+
+    def gather(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None = None) -> None:
+        """Copy `array[rows[k]]`, or `array[rows[k], steps[k]]`, to `out[k]`."""
+        ...
+
+
+class DatasetReader:
+    """The published samples of one data set.
+
+    Rows are sample ids.  A *frame* is one (sample, time step) pair of a valid sample, its key is
+    `sample id * steps + step`; a stationary problem has one frame per sample.  As a sequence the reader holds frames:
+
+        loader = DataLoader(reader, batch_size=64, shuffle=True, collate_fn=torch.utils.data.default_convert)
+
+    gives dicts of tensors: every field, "parameters" (b, p) and, for problems in time, "time" (b, 1) in seconds.
+    A reader shows what was published when it was made; `refresh` catches up.  It can be pickled and forked.
+
+    Raises:
+        DatasetError: no data set at `path`, not one of Forebay's, or of a newer format.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.refresh()
+
+    def refresh(self) -> int:
+        """Look again at what is published; returns the number of samples."""
+        document = read_document(self.path)
+        self.attributes: Mapping[str, Any] = document["attributes"]
+        self.layout = Layout.from_json(self.path, self.attributes[OURS], arrays_of(document))
+        self._arrays = arrays_of(document)
+        self.samples = int(self._arrays["sample_id"]["shape"][0])
+        self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._sources: dict[str, RowSource] = {}
+        for name in ("valid", "frames", "_times"):
+            self.__dict__.pop(name, None)
+        return self.samples
+
+    def __reduce__(self) -> tuple[type[DatasetReader], tuple[Path]]:
+        # A copy may show more than its original; frames are only ever appended, so positions mean the same in both.
+        return type(self), (self.path,)
+
+    @property
+    def schema(self) -> Schema:
+        """Parameters, fields, coordinates (with their values)."""
+        return self.layout.schema
+
+    @property
+    def plan(self) -> ChunkPlan:
+        """How many samples were planned and how they are cut into blocks."""
+        return self.layout.plan
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Solver methods; the array `method` holds positions in it, -1 for a sample that never reached a solver."""
+        return tuple(self._arrays["method"]["attributes"]["flag_meanings"].split()[1:])
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """Ids of the samples that may be trained on, ascending, int64."""
+        return np.flatnonzero(self.column("valid"))
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """Keys of the frames of all valid samples, ascending, int64."""
+        steps = self.schema.steps
+        return (self.valid[:, None] * steps + np.arange(steps)).reshape(-1)
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole per-sample array ("outcome", "residual", "parameters", ...) as stored, in memory."""
+        return self.read(name, np.arange(self.samples))
+
+    def read(self, name: str, rows: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows of any per-sample array, in the order asked for and with repetitions; into `out` when given.
+
+        Raises:
+            DatasetError: no such array, or a chunk file is missing or torn.
+            IndexError: a row that is not published.
+        """
+        ids = np.asarray(rows, dtype=np.int64)
+        self._check_rows(ids)
+        if name not in self._arrays or self._arrays[name]["dimension_names"][0] != "sample":
+            known = sorted(n for n, a in self._arrays.items() if a["dimension_names"][0] == "sample")
+            raise DatasetError(f"{self.path} has no per-sample array {name!r}; it has {', '.join(known)}")
+        result = self._out(name, (len(ids), *self._arrays[name]["shape"][1:]), out)
+        self._source(name).gather(ids, result)
+        return result
+
+    def read_frames(
+        self, keys: Sequence[int] | np.ndarray, out: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Fields, parameters and time of frames, float32, the first axis over `keys`; into arrays of `out` when given."""
+        out = out or {}
+        rows, steps = np.divmod(np.asarray(keys, dtype=np.int64), self.schema.steps)
+        self._check_rows(rows)
+        result = {}
+        for name, item in self.layout.fields.items():
+            array = self._out(name, (len(rows), *item.shape), out.get(name))
+            self._source(name).gather(rows, array, steps if self.layout.is_timed(name) else None)
+            result[name] = array
+        if self.schema.parameters:
+            result["parameters"] = self.read("parameters", rows).astype(np.float32)
+        if self.schema.times:
+            result["time"] = self._times[steps, None]
+        return result
+
+    def read_block(self, chunk: int) -> Block:
+        """A committed block as its solver made it, with copies of the arrays; `message` of the records is not stored.
+
+        Also blocks beyond the published prefix, as soon as any `publish` came after their commit.
+
+        Raises:
+            DatasetError: the block is not committed, or a chunk file is missing or torn.
+        """
+        rows = self.layout.rows(chunk)
+        ids = np.arange(rows.start, rows.stop)
+        columns = {column.name: self._committed(column.name, column.dtype, (), ids) for column in COLUMNS}
+        if (columns["outcome"] == UNSOLVED).any():
+            raise DatasetError(f"block {chunk} of {self.path} is not committed; resume the run, which solves it")
+        count = len(self.schema.parameters)
+        parameters = np.empty((len(ids), 0))
+        if count:
+            parameters = self._committed("parameters", np.dtype(np.float64), (count,), ids)
+        arrays = {"parameters": parameters}
+        for name in self.layout.fields:
+            arrays[name] = np.empty((len(ids), *self.schema.sample_shape(name)), np.float32)
+            self._source(name).gather(ids, arrays[name])
+        records = [self._record(i, {name: values[k] for name, values in columns.items()}) for k, i in enumerate(ids)]
+        return Block(self.plan.split, chunk, ids, arrays, records, float(np.nansum(columns["seconds"])))
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """One frame without a batch axis, or a batch of frames, by position in `frames`."""
+        if isinstance(index, int | np.integer):
+            return {name: array[0] for name, array in self.read_frames([self.frames[index]]).items()}
+        return self.__getitems__(index)
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of frames in one go, which is what makes a DataLoader fast."""
+        return self.read_frames(self.frames[np.asarray(indices, dtype=np.int64)])
+
+    @cached_property
+    def _times(self) -> np.ndarray:
+        return np.asarray(self.schema.times, dtype=np.float32)
+
+    def _record(self, sample_id: int, row: Mapping[str, Any]) -> SolveRecord:
+        return SolveRecord(
+            sample_id=int(sample_id),
+            seed=int(row["seed"]),
+            outcome=Outcome(int(row["outcome"])),
+            method=self.methods[row["method"]] if row["method"] >= 0 else "",
+            iterations=int(row["iterations"]),
+            residual=float(row["residual"]),
+            seconds=float(row["seconds"]),
+        )
+
+    def _check_rows(self, rows: np.ndarray) -> None:
+        if rows.size and not 0 <= (lowest := int(rows.min())) <= (highest := int(rows.max())) < self.samples:
+            wrong = lowest if lowest < 0 else highest
+            raise IndexError(f"sample {wrong} of {self.path}, which shows samples 0 to {self.samples - 1}")
+
+    def _out(self, name: str, shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
+        dtype = np.dtype(self._arrays[name]["data_type"])
+        if out is None:
+            return np.empty(shape, dtype)
+        if out.shape != shape or out.dtype != dtype:
+            raise ValueError(f"`out` for {name!r} is {out.dtype} of shape {out.shape}; give {dtype} of shape {shape}")
+        return out
+
+    def _source(self, name: str) -> RowSource:
+        if name not in self._sources:
+            array = self._arrays[name]
+            self._sources[name] = (
+                _RawRows(self.path, name, array, self._maps) if is_raw(array) else _ZarrRows(self.path, name)
+            )
+        return self._sources[name]
+
+    def _committed(self, name: str, dtype: np.dtype, shape: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
+        """Rows of a record array whether published or not, read afresh: a publish may have replaced the file since."""
+        if not is_raw(self._arrays[name]):
+            return self.read(name, rows)
+        first, last = int(rows[0]) // ROWS, int(rows[-1]) // ROWS
+        files = [array_chunk_file(self.path, name, (k, *(0 for _ in shape))) for k in range(first, last + 1)]
+        if not all(file.exists() for file in files):
+            raise DatasetError(f"sample {rows[-1]} of {self.path} is not committed; resume the run, which solves it")
+        return np.concatenate([read_chunk(file, dtype, (ROWS, *shape)) for file in files])[rows - first * ROWS]
+
+
+class _RawRows:
+    """Rows of an array that lies in raw chunk files."""
+
+    def __init__(self, group: Path, name: str, array: Mapping[str, Any], maps: OrderedDict[Path, np.ndarray]) -> None:
+        self._group, self._name, self._maps = group, name, maps
+        self._shape = tuple(array["chunk_grid"]["configuration"]["chunk_shape"])
+        self._dtype = np.dtype(array["data_type"])
+        self._tail = tuple(0 for _ in self._shape[1:])
+
+    def gather(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None = None) -> None:
+        chunks, offsets = np.divmod(rows, self._shape[0])
+        # Chunk by chunk, so that only a bounded number of files is mapped however many rows are wanted.
+        order = np.argsort(chunks, kind="stable")
+        ends = np.flatnonzero(np.diff(chunks[order], append=-1)) + 1
+        start = 0
+        for end in ends.tolist():
+            places = order[start:end]
+            index = (offsets[places],) if steps is None else (offsets[places], steps[places])
+            self._copy(self._chunk(int(chunks[places[0]])), index, places, out)
+            start = end
+
+    def _copy(self, chunk: np.ndarray, index: tuple[np.ndarray, ...], places: np.ndarray, out: np.ndarray) -> None:
+        if out[:1].nbytes < COPY_EACH:
+            out[places] = chunk[index]
+            return
+        for place, at in zip(places.tolist(), zip(*(i.tolist() for i in index), strict=True), strict=True):
+            out[place] = chunk[at]
+
+    def _chunk(self, chunk: int) -> np.ndarray:
+        file = array_chunk_file(self._group, self._name, (chunk, *self._tail))
+        found = self._maps.get(file)
+        if found is None:
+            found = self._maps[file] = read_chunk(file, self._dtype, self._shape)
+            if len(self._maps) > MAPS:
+                self._maps.popitem(last=False)
+        return found
+
+
+class _ZarrRows:
+    """Rows of any Zarr array, through the zarr library."""
+
+    def __init__(self, group: Path, name: str) -> None:
+        # Only repacked data sets come here; a DataLoader's workers start faster without the library.
+        import zarr
+
+        self._array = cast(zarr.Array[Any], zarr.open_array(str(group / name), mode="r"))
+
+    def gather(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None = None) -> None:
+        if steps is None:
+            out[...] = self._array.oindex[(rows, *(slice(None) for _ in self._array.shape[1:]))]
+        else:
+            for k, (row, step) in enumerate(zip(rows.tolist(), steps.tolist(), strict=True)):
+                out[k] = self._array[row, step]

@@ -1,0 +1,111 @@
+"""Keeps what happened: journal line first, then the data set's metadata.
+
+Order of one block: field files durable (sink) → journal line `block_stored` with the records, fsynced → commit to the
+coordinator → visible to readers at the next publish.  A crash between any two of them loses nothing that was journaled
+and shows nothing that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from forebay.pipeline.controller import (
+    BlockIngested,
+    BlockKey,
+    BlockSolved,
+    BlockStored,
+    CheckpointSaved,
+    Command,
+    EndProduction,
+    Event,
+    Finish,
+    Solve,
+    SolverLost,
+    StageFailed,
+    StopRequested,
+    Tick,
+    TrainingEnded,
+)
+from forebay.pipeline.dataset import DatasetCoordinator
+from forebay.pipeline.journal import Journal, records_to_columns
+from forebay.pipeline.records import Split
+
+
+@dataclass(slots=True)
+class Keeper:
+    """Journal and data-set coordinators of one run."""
+
+    journal: Journal
+    datasets: Mapping[Split, DatasetCoordinator]
+    publish_every_s: float = 2.0
+    _solved: dict[BlockKey, BlockSolved] = field(default_factory=dict, init=False)
+    _published_s: float = field(default=0.0, init=False)
+    _stored_once: set[BlockKey] = field(default_factory=set, init=False)
+
+    def note(self, command: Command) -> None:
+        """Journal the commands that a replay needs."""
+        match command:
+            case Solve(key=(split, chunk), solver=solver):
+                self.journal.append("block_requested", split=split, chunk=chunk, solver=solver)
+            case EndProduction():
+                self.journal.append("production_ended")
+            case Finish(status=status, reason=reason):
+                self.journal.append("run_finished", status=status, reason=reason)
+
+    def keep(self, event: Event) -> None:
+        """Make one event durable before anything follows from it."""
+        match event:
+            case BlockSolved(key=key):
+                self._solved[key] = event
+            case BlockStored(key=key):
+                self._commit(key)
+            case BlockIngested(key=(split, chunk), frames=frames):
+                self.journal.append("block_ingested", split=split, chunk=chunk, frames=frames)
+            case SolverLost(solver=solver, reason=reason):
+                self.journal.append("solver_lost", solver=solver, reason=reason)
+            case CheckpointSaved(batch=batch, path=path):
+                self.journal.append("checkpoint", batch=batch, path=path)
+            case TrainingEnded(batches=batches):
+                self.journal.append("training_ended", batches=batches)
+            case StopRequested(reason=reason):
+                self.journal.append("stop_requested", reason=reason)
+            case StageFailed(stage=stage, reason=reason):
+                self.journal.append("stage_failed", stage=stage, reason=reason)
+            case Tick(wall_s=wall_s):
+                if wall_s - self._published_s >= self.publish_every_s:
+                    self._published_s = wall_s
+                    self.publish()
+
+    def publish(self) -> None:
+        """Make the committed prefix of both data sets visible to readers."""
+        for dataset in self.datasets.values():
+            dataset.publish()
+
+    def close(self, ending: Finish | None) -> None:
+        """Publish what is committed and let go of the files; without an ending the run crashed, which is journaled too."""
+        try:
+            self.publish()
+        finally:
+            for dataset in self.datasets.values():
+                dataset.close()
+            if ending is None:
+                self.journal.append("run_finished", status="failed", reason="the driver raised an exception")
+            self.journal.close()
+
+    def _commit(self, key: BlockKey) -> None:
+        solved = self._solved.pop(key, None)
+        if solved is None or key in self._stored_once:
+            return  # a second report of the same block
+        self._stored_once.add(key)
+        split, chunk = key
+        self.journal.append(
+            "block_stored",
+            split=split,
+            chunk=chunk,
+            solver=solved.solver,
+            seconds=solved.seconds,
+            records=records_to_columns(solved.records),
+            parameters=solved.parameters.tolist(),
+        )
+        self.datasets[split].commit(chunk, solved.records, solved.parameters)

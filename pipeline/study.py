@@ -1,0 +1,231 @@
+"""The study: one frozen tree of typed values, read from a TOML file or made in Python with the same names.
+
+Nothing here solves or trains.  What depends on the problem (block size, buffer capacity) may be left out of the file
+and is filled in by `plan.make_plan`, so that the run folder keeps a study without gaps.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from forebay.pipeline.errors import StudyError
+
+Count = Annotated[int, Field(ge=1)]
+Tolerance = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ProblemTable(BaseModel):
+    """`[problem]`: a built-in name or "file.py:Class"; every further key is an option of that problem."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+class SolverTable(_Table):
+    """`[solver]`: how each sample is solved, and by how many actors."""
+
+    method: str = "direct"
+    preconditioner: str | None = None
+    factor: Literal["auto", "petsc", "mumps"] = "auto"
+    rtol: Tolerance = 1e-8
+    max_iterations: Count = 10_000
+    restart: Count = 30
+    options: dict[str, str | int | float | bool] = {}
+    """Raw PETSc options without prefix, for example { pc_gamg_threshold = 0.02 }."""
+    actors: Count | None = None
+    """Solver actors; by default every core that the learner does not use."""
+
+
+class ValidationTable(_Table):
+    """`[validation]`: a fixed set with seeds of its own, solved before the first training sample."""
+
+    samples: Count = 128
+    every: Count = 250
+    """Batches between two evaluations."""
+
+
+class BufferTable(_Table):
+    """`[buffer]`: semantics in `pipeline.buffer`."""
+
+    policy: Literal["fifo", "firo", "reservoir"] = "reservoir"
+    capacity: Count | None = None
+    """Frames held; by default all frames of the study, at most `memory_gib`."""
+    threshold: Annotated[int, Field(ge=0)] | None = None
+    """Frames that must be exceeded before the first draw."""
+    memory_gib: Annotated[float, Field(gt=0)] = 2.0
+
+    @model_validator(mode="after")
+    def _threshold_below_capacity(self) -> BufferTable:
+        if self.capacity is not None and self.threshold is not None and self.threshold >= self.capacity:
+            raise ValueError(
+                f"threshold {self.threshold} must be below capacity {self.capacity}, else no batch is ever drawn; "
+                f"use at most {self.capacity - 1}"
+            )
+        return self
+
+
+class ModelTable(BaseModel):
+    """`[learner.model]`: an architecture's name and its options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    name: str = "fno"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+class LearnerTable(_Table):
+    """`[learner]`: what is trained, and how long."""
+
+    model: ModelTable = ModelTable()
+    loss: Literal["relative_l2", "relative_h1", "mse"] = "relative_l2"
+    batch_size: Count = 16
+    batches: Count | None = None
+    """Length of training and of the schedule; by default every frame once: frames / batch_size."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    schedule: Literal["one_cycle", "cosine", "step", "constant"] = "one_cycle"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Batches of linear warm-up for "cosine"."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest gradient norm."""
+    precision: Literal["float32", "bf16"] = "float32"
+    freeze_normaliser_after: Count = 1000
+    """Frames after which means and deviations no longer move."""
+    threads: Count = 1
+    threads_after_production: Count | None = None
+    """Threads once the last sample is solved and the solvers' cores are idle; by default all cores."""
+
+
+class DatasetTable(_Table):
+    """`[dataset]`: how samples are cut into blocks; one block is one chunk file of every field."""
+
+    block_samples: Count | None = None
+    """By default what makes a block of about `block_mib`."""
+    block_mib: Annotated[float, Field(gt=0, le=64)] = 2.0
+
+
+class RunTable(_Table):
+    """`[run]`: where it runs and what is written how often."""
+
+    executor: Literal["ray", "local"] = "ray"
+    cores: Count | None = None
+    """Cores shared by solvers and learner; by default those this process may use."""
+    checkpoint_every_s: Annotated[float, Field(gt=0)] = 60.0
+    publish_every_s: Annotated[float, Field(gt=0)] = 2.0
+    keep_checkpoints: Count = 2
+    blocks_in_flight: Count = 4
+    """Credits: blocks a solver may have requested but not yet stored and ingested."""
+
+
+class Study(_Table):
+    """One study: a parametric PDE, a tolerance, a surrogate."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 2026
+    samples: Count = 1000
+    """Simulations to solve, keep and train on."""
+    design: Literal["random", "sobol", "latin_hypercube"] = "random"
+    """How scalar parameters fill their ranges."""
+    problem: ProblemTable
+    solver: SolverTable = SolverTable()
+    validation: ValidationTable = ValidationTable()
+    buffer: BufferTable = BufferTable()
+    learner: LearnerTable = LearnerTable()
+    dataset: DatasetTable = DatasetTable()
+    run: RunTable = RunTable()
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a TOML study and apply overrides such as "learner.lr=1e-3".
+
+    Raises:
+        StudyError: unreadable file, invalid TOML, or any value that breaks its constraint; every fault is listed.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"study {str(path)!r} does not exist; make one with `forebay init {path}`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"study {str(path)!r} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"study {str(path)!r} is not valid TOML: {error}; strings need quotes") from None
+    for override in overrides:
+        _apply_override(tree, override)
+    return study_from_dict(tree, source=str(path))
+
+
+def study_from_dict(tree: Mapping[str, Any], *, source: str = "study") -> Study:
+    """Validate a tree of plain values."""
+    try:
+        return Study.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(dict(fault)) for fault in error.errors()]
+        raise StudyError(f"{source}: " + "\n".join(lines)) from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise StudyError(f"--set {override!r} is not of the form table.key=value, for example learner.lr=1e-3")
+    node = tree
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise StudyError(f"--set {override!r}: {part!r} is a value, not a table")
+        node = child
+    node[parts[-1]] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # an unquoted string, as a shell user writes it
+
+
+def _explain(fault: dict[str, Any]) -> str:
+    """One sentence for one pydantic fault: key, value, constraint, remedy."""
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location) or "study"
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{key} = {fault['input']!r} is not a known key; {hint}"
+    if fault["type"] == "missing":
+        return f"{key} is missing; add it to the study"
+    constraint = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if fault["type"] == "value_error":
+        return f"{key}: {constraint}"
+    value = json.dumps(fault["input"], default=repr)
+    return f"{key} = {value} is not allowed: it should be {constraint}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: Any = Study
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,211 @@
+"""The run's state machine: random event orders never break its invariants, and every run ends with every block."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from forebay.pipeline.controller import (
+    BlockIngested,
+    BlockSolved,
+    BlockStored,
+    Checkpoint,
+    CheckpointSaved,
+    Controller,
+    EndProduction,
+    Feed,
+    Finish,
+    LoadAndFeed,
+    RestartSolver,
+    Solve,
+    SolverLost,
+    StageFailed,
+    StartTraining,
+    StopRequested,
+    Store,
+    Tick,
+    TrainingEnded,
+)
+from forebay.pipeline.records import ChunkPlan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@dataclass
+class World:
+    """Carries out commands in an arbitrary order and reports events."""
+
+    controller: Controller
+    rng: random.Random
+    todo: list = field(default_factory=list)
+    solves: list = field(default_factory=list)
+    stores: list = field(default_factory=list)
+    fed: list = field(default_factory=list)
+    started: int = 0
+    ended: int = 0
+
+    def submit(self, commands):
+        for command in commands:
+            match command:
+                case StartTraining():
+                    self.started += 1
+                case EndProduction():
+                    self.ended += 1
+                    self.todo.append(TrainingEnded(7))
+                case Finish() | RestartSolver():
+                    pass
+                case _:
+                    self.todo.append(command)
+
+    def handle(self, event):
+        self.submit(self.controller.handle(event))
+        self.controller.validate()
+
+    def step(self, loss_probability: float):
+        item = self.todo.pop(self.rng.randrange(len(self.todo)))
+        match item:
+            case Solve(key=key, solver=solver):
+                if self.rng.random() < loss_probability:
+                    self.todo = [t for t in self.todo if not (isinstance(t, Solve) and t.solver == solver)]
+                    self.handle(SolverLost(solver, "killed by the test"))
+                    return
+                self.solves.append(key)
+                self.handle(BlockSolved(key, solver, (), np.zeros((0, 0)), 0.1))
+            case Store(key=key):
+                self.stores.append(key)
+                self.handle(BlockStored(key))
+            case Feed(key=key) | LoadAndFeed(key=key):
+                self.fed.append(key)
+                self.handle(BlockIngested(key, 4))
+            case Checkpoint():
+                self.handle(CheckpointSaved(3, "here"))
+            case TrainingEnded():
+                self.handle(item)
+
+    def run(self, loss_probability=0.0):
+        self.submit(self.controller.start())
+        self.controller.validate()
+        for _ in range(10_000):
+            if self.controller.finished:
+                return self.controller.finished
+            assert self.todo, "the run waits for something that nobody will do"
+            self.step(loss_probability)
+        raise AssertionError("the run does not end")
+
+
+def plans(train=5, validation=2):
+    return {"train": ChunkPlan("train", 4 * train - 1, 4), "validation": ChunkPlan("validation", 4 * validation, 4)}
+
+
+def every_key(p):
+    return {(split, c) for split, plan in p.items() for c in range(plan.chunks)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(2, 10**6),
+    train=st.integers(1, 9),
+    solvers=st.integers(1, 4),
+    credits=st.integers(1, 3),
+    loss=st.sampled_from([0.0, 0.2]),
+)
+def test_every_block_is_stored_and_fed_exactly_once_whatever_the_order(seed, train, solvers, credits, loss):
+    p = plans(train)
+    controller = Controller(p, [f"solver-{i}" for i in range(solvers)], credits, solver_restarts=1000)
+    world = World(controller, random.Random(seed))
+    assert world.run(loss).status == "complete"
+    assert sorted(world.stores) == sorted(every_key(p))
+    assert sorted(world.fed) == sorted(every_key(p))
+    assert world.started == world.ended == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(2, 10**6), stored=st.sets(st.integers(0, 4)), ingested=st.sets(st.integers(0, 4)))
+def test_resume_solves_only_what_is_not_stored_and_feeds_only_what_the_checkpoint_lacks(seed, stored, ingested):
+    p = plans(5)
+    done = {("train", c) for c in stored} | {("validation", 0), ("validation", 1)}
+    known = {("train", c) for c in ingested & stored}
+    controller = Controller(p, ["solver-0"], 2, stored=done, ingested=known)
+    world = World(controller, random.Random(seed))
+    assert world.run().status == "complete"
+    assert set(world.solves) == every_key(p) - done
+    assert sorted(world.fed) == sorted(every_key(p) - known), "validation is always fed again"
+
+
+def test_validation_is_complete_before_the_first_training_solve():
+    controller = Controller(plans(), ["solver-0"], 4)
+    first = controller.start()
+    assert {c.key[0] for c in first} == {"validation"}
+
+
+def test_a_run_whose_training_ended_early_still_completes_the_data_set_without_feeding():
+    p = plans(6)
+    controller = Controller(p, ["solver-0"], 1)
+    world = World(controller, random.Random(7))
+    world.submit(controller.start())
+    while world.started == 0:
+        world.step(0.0)
+    world.handle(TrainingEnded(3))
+    while not controller.finished:
+        world.step(0.0)
+    assert sorted(world.stores) == sorted(every_key(p))
+    assert sum(1 for k in world.fed if k[0] == "train") <= 1
+
+
+def test_stop_checkpoints_first_and_then_finishes_as_stopped():
+    controller = Controller(plans(), ["solver-0"], 4)
+    world = World(controller, random.Random(7))
+    world.submit(controller.start())
+    while world.started == 0:
+        world.step(0.0)
+    assert controller.handle(StopRequested("SIGTERM")) == [Checkpoint()]
+    assert controller.handle(StopRequested("SIGTERM")) == [], "a second signal changes nothing"
+    assert controller.handle(CheckpointSaved(3, "x")) == [Finish("stopped", "SIGTERM")]
+
+
+def test_stop_during_validation_ends_at_once_because_nothing_was_trained():
+    controller = Controller(plans(), ["solver-0"], 4)
+    controller.start()
+    assert controller.handle(StopRequested("SIGINT")) == [Finish("stopped", "SIGINT")]
+
+
+def test_a_solver_that_is_lost_again_and_again_fails_the_run_with_the_last_reason():
+    controller = Controller(plans(), ["solver-0"], 4, solver_restarts=2)
+    controller.start()
+    for _ in range(2):
+        assert RestartSolver("solver-0") in controller.handle(SolverLost("solver-0", "out of memory"))
+    (finish,) = controller.handle(SolverLost("solver-0", "out of memory"))
+    assert finish == Finish("failed", "solver-0 was lost 3 times without finishing a block: out of memory")
+
+
+def test_a_late_block_of_a_lost_solver_is_ignored():
+    controller = Controller(plans(), ["solver-0", "solver-1"], 1)
+    (first, *_) = controller.start()
+    controller.handle(SolverLost(first.solver, "killed"))
+    late = BlockSolved(first.key, "nobody", (), np.zeros((0, 0)), 0.1)
+    assert not [c for c in controller.handle(late) if isinstance(c, Store | Feed)]
+    controller.validate()
+
+
+def test_checkpoints_come_by_the_clock_and_only_while_training():
+    controller = Controller(plans(), ["solver-0"], 4, checkpoint_every_s=10)
+    world = World(controller, random.Random(7))
+    world.submit(controller.start())
+    assert controller.handle(Tick(60.0)) == []
+    while world.started == 0:
+        world.step(0.0)
+    assert controller.handle(Tick(61.0)) == [Checkpoint()]
+    assert controller.handle(Tick(65.0)) == []
+
+
+@pytest.mark.parametrize(("stage", "first"), [("sink", Checkpoint()), ("learner", None)])
+def test_a_failed_stage_ends_the_run_and_saves_the_learner_unless_it_is_the_learner(stage, first):
+    controller = Controller(plans(), ["solver-0"], 4)
+    world = World(controller, random.Random(7))
+    world.submit(controller.start())
+    while world.started == 0:
+        world.step(0.0)
+    (command,) = controller.handle(StageFailed(stage, "no space left"))
+    assert command == (first or Finish("failed", "learner: no space left"))
