@@ -49,17 +49,14 @@ def read_history(run: Path) -> History:
 
 
 def _ingested(run: Path) -> frozenset[BlockKey]:
-    from forebay.pipeline.checkpoint import latest_checkpoint
+    from forebay.learners.weights import latest_checkpoint
 
     checkpoint = latest_checkpoint(run / "checkpoints")
     if checkpoint is None:
         return frozenset()
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return frozenset(("train", chunk) for chunk in state["ingested_chunks"])
+    return frozenset(("train", chunk) for chunk in state["extra"]["ingested_chunks"])
 
 
 def _wall(run: Path) -> float:
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return 0.0
-    return max((line["wall_s"] for line in read_journal(path) if "wall_s" in line), default=0.0)
+    return max((line["wall_s"] for line in read_journal(run / "metrics.jsonl") if "wall_s" in line), default=0.0)

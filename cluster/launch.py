@@ -62,15 +62,16 @@ def prepare(
 
 def _prepare(study: Any, study_folder: Path, folder: Path, source: Path) -> Prepared:
     from forebay.learners.models import check_model
+    from forebay.learners.surrogate import IOSpec
     from forebay.solvers.methods import Method
     from forebay.solvers.problems import check_contract, load_problem
 
     problem = load_problem(study.problem.name, study.problem.options, folder=study_folder)
     check_contract(problem)
-    Method(**study.solver.model_dump(exclude={"actors"})).check(problem.symmetry)
+    Method(**study.solver.model_dump(exclude={"actors"})).resolve(problem.symmetry, len(problem.pattern()[0]) - 1)
     schema = problem.schema
     plan = make_plan(study, schema)
-    check_model(study.learner.model.name, study.learner.model.options, schema)
+    check_model(study.learner.model.name, study.learner.model.options, IOSpec.from_schema(schema))
     spec = RunSpec(study_from_dict(resolved(study, plan)), plan, schema, folder, study_folder)
     return Prepared(spec, study.run.executor, problem, _first_paragraph(problem), source)
 
@@ -114,6 +115,8 @@ def relaunch(run_folder: Path) -> int:
         datasets[split] = DatasetCoordinator.open(path, prepared.spec.schema, prepared.spec.plan.chunks[split])
     for (split, chunk), (records, parameters) in history.stored.items():
         datasets[split].commit(chunk, records, parameters)
+    for dataset in datasets.values():
+        dataset.publish()  # the learner reads stored blocks back
     return _drive(prepared, datasets, history, ["resume", str(run_folder)])
 
 

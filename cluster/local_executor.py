@@ -53,6 +53,8 @@ class LocalExecutor:
     """Reads a stored block back from the data set."""
     clock: Callable[[], float] = time.time
     """Seconds of this run, over all attempts."""
+    writer_busy_s: float = field(default=0.0, init=False)
+    spilled_bytes: int = field(default=0, init=False)
     _commands: deque[Command] = field(default_factory=deque, init=False)
     _events: deque[Event] = field(default_factory=deque, init=False)
     _blocks: dict[BlockKey, Block] = field(default_factory=dict, init=False)
@@ -78,7 +80,7 @@ class LocalExecutor:
         """Posted events, then training that is due, then the next command."""
         if self._events:
             return self._events.popleft()
-        if self._training and (not self._commands or self.learner.behind):
+        if self._training and not self._production_just_ended and (not self._commands or self.learner.behind):
             return self._train()
         if self._commands:
             return self._execute(self._commands.popleft())
@@ -87,6 +89,11 @@ class LocalExecutor:
     def close(self) -> None:
         """Nothing outlives this process."""
         self._commands.clear()
+
+    @property
+    def _production_just_ended(self) -> bool:
+        """The learner must hear of it before it trains on, since it decides when the buffer closes."""
+        return bool(self._commands) and isinstance(self._commands[0], EndProduction)
 
     def _train(self) -> Event:
         end = time.monotonic() + SLICE_S
@@ -112,10 +119,12 @@ class LocalExecutor:
                 self._blocks[command.key] = block
                 return BlockSolved(command.key, name, block.records, block.arrays["parameters"], block.seconds)
             case Store(key=key):
+                start = time.perf_counter()
                 try:
                     self.sinks[key[0]].store(self._blocks[key])
                 except DatasetError as error:
                     return StageFailed("data set", str(error))
+                self.writer_busy_s += time.perf_counter() - start
                 return BlockStored(key)
             case Feed(key=key):
                 return self._feed(key, self._blocks.pop(key))

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from forebay.pipeline.stages import Problem
-
 if TYPE_CHECKING:
     from forebay.cluster.launch import Prepared
 
 DIRECT_SECONDS_4096 = 1.5e-3
 """Sampling, assembly and direct solve of a 64 x 64 five-point system on one core of 2020s server hardware."""
-TRAIN_FLOPS_PER_S = 3.0e10
+TRAIN_FLOPS_PER_S = 4.0e10
 """Sustained float32 rate of one core in a training step."""
 
 
@@ -31,16 +29,18 @@ class Forecast:
 
 def forecast(prepared: Prepared) -> Forecast:
     """Estimate rates: nested dissection costs n^1.5 in two dimensions; a training step three forward passes."""
-    from forebay.learners.models import model_cost
+    from forebay.learners.cost import forward_flops
+    from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
 
     spec = prepared.spec
-    unknowns = _unknowns(prepared.problem)
+    unknowns = len(prepared.problem.pattern()[0]) - 1
     one = DIRECT_SECONDS_4096 * (unknowns / 4096) ** 1.5
     if len(spec.schema.times):
         one = 1e-4 * spec.schema.steps * unknowns / 4096  # factorised once: two triangular solves a step
-    parameters, flops = model_cost(spec.study.learner.model.name, spec.study.learner.model.options, spec.schema)
-    threads = spec.plan.learner_threads
-    return Forecast(unknowns, spec.plan.solvers / one, threads * TRAIN_FLOPS_PER_S / (3 * flops), parameters)
+    model = spec.study.learner.model
+    surrogate = Surrogate(SurrogateConfig(IOSpec.from_schema(spec.schema), model.name, model.options))
+    rate = spec.plan.learner_threads * TRAIN_FLOPS_PER_S / (3 * forward_flops(surrogate))
+    return Forecast(unknowns, spec.plan.solvers / one, rate, surrogate.weights_count)
 
 
 def print_plan(prepared: Prepared) -> None:
@@ -79,8 +79,3 @@ def _bottleneck(prepared: Prepared, expected: Forecast) -> str:
         f"estimates from sizes, good to a factor of three); the {fast} will wait"
     )
 
-
-def _unknowns(problem: Problem) -> int:
-    if hasattr(problem, "pattern"):
-        return len(problem.pattern()[0]) - 1
-    return int(problem.unknowns)

@@ -17,6 +17,7 @@ import ray
 from forebay.cluster.actors.learner import LearnerActor
 from forebay.cluster.actors.solver import SolverActor
 from forebay.cluster.actors.writer import WriterActor
+from forebay.cluster.ray_session import spilled_bytes
 from forebay.cluster.specs import RunSpec
 from forebay.pipeline.controller import (
     BlockIngested,
@@ -134,6 +135,11 @@ class RayExecutor:
                 self._start_solver(name)
             case Finish():
                 self._waiting.clear()
+
+    @property
+    def spilled_bytes(self) -> int:
+        """Bytes that this node's object store has moved to disk since it was started; Ray does so silently."""
+        return spilled_bytes()
 
     def post(self, event: Event) -> None:
         """Let a signal handler put an event in front."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 import ray
+from ray._private.internal_api import node_stats
+
 from forebay.pipeline.plan import Plan
 
 
@@ -28,3 +30,10 @@ def start_ray(plan: Plan) -> None:
         log_to_driver=False,
         logging_level="warning",
     )
+
+
+def spilled_bytes() -> int:
+    """Bytes that the object stores of all nodes have moved to disk since they were started; Ray does so silently."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    stats = [node_stats(n["NodeManagerAddress"], n["NodeManagerPort"], include_memory_info=False) for n in alive]
+    return sum(int(s.store_stats.spilled_bytes_total) for s in stats)

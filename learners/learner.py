@@ -22,10 +22,9 @@ import torch
 
 from forebay.learners.evaluate import Evaluation, evaluate, examples
 from forebay.learners.metrics import MetricsLog
-from forebay.learners.models import build_model
 from forebay.learners.ring import Ring, frames_of, ring_specs
-from forebay.learners.step import TrainState, make_state, train_step
-from forebay.learners.surrogate import IOSpec, Surrogate
+from forebay.learners.step import TrainOptions, TrainState, make_state, train_step
+from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
 from forebay.learners.weights import latest_checkpoint, load_checkpoint, save_checkpoint
 from forebay.pipeline.buffer import make_buffer
 from forebay.pipeline.controller import BlockKey
@@ -73,7 +72,7 @@ class StreamLearner:
     _normalised: set[int] = field(default_factory=set, init=False)
     """Training chunks that the normaliser has seen."""
     _clock: _Clock = field(default_factory=_Clock, init=False)
-    _losses: list[torch.Tensor] = field(default_factory=list, init=False)
+    _losses: list[float] = field(default_factory=list, init=False)
     _production_ended: threading.Event = field(default_factory=threading.Event, init=False)
     _interrupted: threading.Event = field(default_factory=threading.Event, init=False)
     _training: threading.Event = field(default_factory=threading.Event, init=False)
@@ -100,9 +99,10 @@ class StreamLearner:
         `load` reads stored blocks back: a checkpoint keeps which frames the ring held, the data set keeps the frames.
         """
         torch.set_num_threads(plan.learner_threads)
-        torch.manual_seed(sample_seed(seed, "weights", 0) % 2**63)
-        io = IOSpec.from_schema(schema)
-        surrogate = Surrogate(build_model(options.model.name, options.model.options, io), io)
+        config = SurrogateConfig(
+            IOSpec.from_schema(schema), options.model.name, options.model.options, options.freeze_normaliser_after
+        )
+        surrogate = Surrogate(config, seed=sample_seed(seed, "weights", 0) % 2**63)
         buffer = make_buffer(
             policy, capacity=plan.capacity, threshold=plan.threshold, seed=sample_seed(seed, "buffer", 0)
         )
@@ -111,7 +111,7 @@ class StreamLearner:
             options,
             plan,
             Ring(ring_specs(schema), buffer),
-            make_state(surrogate, options, batches=plan.batches),
+            make_state(surrogate, TrainOptions.from_study(options, batches=plan.batches)),
             MetricsLog(folder, clock_zero),
             folder,
             validate_every,
@@ -210,7 +210,7 @@ class StreamLearner:
         self._save()
         self.state.surrogate.save(self.folder / "surrogate")
         keys, data = self._validation_data()
-        shown = examples(self.state.surrogate, data, evaluation, self.options.batch_size)
+        shown = examples(self.state.surrogate, data, evaluation)
         steps = self.schema.steps
         extra: dict[str, Any] = {"sample_ids": keys[shown["rows"]] // steps}
         if self.schema.times:
@@ -226,12 +226,9 @@ class StreamLearner:
 
     def _prepare(self, block: Block) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         keys, arrays = frames_of(block, self.schema)
-        normaliser = self.state.surrogate.normaliser
-        if not normaliser.frozen and block.chunk not in self._normalised and len(keys):
+        if block.chunk not in self._normalised and len(keys):
             self._normalised.add(block.chunk)
-            self.state.surrogate.observe({name: torch.from_numpy(a) for name, a in arrays.items()})
-            if normaliser.count >= self.options.freeze_normaliser_after:
-                normaliser.freeze()
+            self.state.surrogate.normaliser.update(arrays)
         return keys, arrays
 
     def _train_one(self, timeout: float) -> bool:
@@ -247,8 +244,9 @@ class StreamLearner:
         self._clock.draw_s += drawn - start
         self._clock.step_s += time.perf_counter() - drawn
         self._clock.frames += len(batch.keys)
-        self._losses.append(step.loss)
-        if len(self._losses) == LOG_EVERY:
+        if not step.skipped:
+            self._losses.append(step.loss)
+        if self.batches % LOG_EVERY == 0:
             self._flush()
         if self.batches % self.validate_every == 0 and not self.ended:
             self._validate()
@@ -287,7 +285,7 @@ class StreamLearner:
         counts = self.ring.statistics()
         self.metrics.train(
             batch=self.batches,
-            loss=float(torch.stack(self._losses).mean()),
+            loss=sum(self._losses) / len(self._losses),
             lr=self.state.lr,
             frames=self._clock.frames,
             wait_s=self._clock.wait_s,
@@ -306,7 +304,7 @@ class StreamLearner:
 
     def _validate(self) -> Evaluation:
         _, data = self._validation_data()
-        evaluation = evaluate(self.state.surrogate, data, self.options.batch_size)
+        evaluation = evaluate(self.state.surrogate, data)
         self.metrics.validation(self.batches, evaluation, self.ring.statistics().uses)
         return evaluation
 
@@ -325,7 +323,8 @@ class StreamLearner:
         return self.batches, path
 
     def _restore(self, checkpoint: Path, load: Callable[[BlockKey], Block]) -> None:
-        extra = load_checkpoint(checkpoint, self.state)
+        restored = load_checkpoint(checkpoint, options=self.state.options)
+        self.state, extra = restored.state, restored.extra
         self._chunks = set(extra["ingested_chunks"])
         self._normalised = set(extra["normalised_chunks"])
         self._clock = _Clock(**extra["clock"])
@@ -343,3 +342,4 @@ class StreamLearner:
             return rows
 
         self.ring.refill(extra["buffer"], fetch)
+

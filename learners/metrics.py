@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from forebay.learners.evaluate import Evaluation
-from forebay.pipeline.journal import Journal
+from forebay.pipeline.journal import Journal, JsonLines
 
 
 class MetricsLog:
@@ -19,7 +19,7 @@ class MetricsLog:
 
         self._clock_zero = clock_zero
         self._metrics = Journal(folder / "metrics.jsonl")
-        self._draws = Journal(folder / "draws.jsonl")
+        self._draws = JsonLines(folder / "draws.jsonl")
         self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
 
     @property
@@ -44,4 +44,4 @@ class MetricsLog:
 
     def draw(self, batch: int, keys: np.ndarray) -> None:
         """Which frames a batch consists of; with the data set, enough to replay the training."""
-        self._draws.append("draw", batch=batch, keys=keys.tolist())
+        self._draws.append({"batch": batch, "keys": keys.tolist()})

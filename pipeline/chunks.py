@@ -1,4 +1,4 @@
-"""Raw chunk files of Zarr v3 arrays that are neither compressed nor sharded: one chunk, one file, little endian, C order.
+"""Raw chunk files of Zarr v3 arrays that are neither compressed nor sharded: a chunk is a file, little endian, C order.
 
 A chunk file appears under its name complete and durable or not at all: temporary name in the same folder, write, fsync
 of the file, rename, fsync of the folder.  Nothing here knows about Zarr; numpy and os are enough, so that any process

@@ -36,6 +36,7 @@ from forebay.pipeline.dataset_layout import (
     arrays_of,
     check_layout,
     method_flags,
+    methods_of,
     read_document,
 )
 from forebay.pipeline.dataset_reader import DatasetReader
@@ -110,7 +111,7 @@ class DatasetCoordinator:
         self._committed = np.zeros(layout.plan.chunks, dtype=bool)
         self._dirty: set[int] = set()
         self._published = int(arrays_of(document)["sample_id"]["shape"][0])
-        self._methods: list[str] = arrays_of(document)["method"]["attributes"]["flag_meanings"].split()[1:]
+        self._methods = list(methods_of(arrays_of(document)))
         self._named_methods = len(self._methods)
 
     @classmethod
@@ -209,8 +210,9 @@ class DatasetCoordinator:
         Raises:
             DatasetError: the disk is full; what was published before stays readable, and publishing can be repeated.
         """
-        if not self._dirty:
-            return self._published
+        samples = self._prefix()
+        if not self._dirty and samples == self._published:
+            return samples
         if len(self._methods) > self._named_methods:
             # A code must have its meaning before any row uses it, otherwise a crash between would lose the method.
             arrays_of(self._document)["method"]["attributes"].update(method_flags(self._methods))
@@ -219,7 +221,6 @@ class DatasetCoordinator:
         # The outcome comes last: it is what tells a later process that a row's other records are there.
         for name in sorted(self._columns, key=lambda name: name == "outcome"):
             self._write_tail(name)
-        samples = self._prefix()
         if samples != self._published:
             for array in arrays_of(self._document).values():
                 if array["dimension_names"][0] == "sample":
@@ -321,7 +322,7 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise DatasetError(
-                f"another process is writing {path}; wait for that run to end or stop it (a killed process holds no lock)"
+                f"another process is writing {path}; wait for that run to end, or stop it (a killed one holds no lock)"
             ) from None
         raise DatasetError(
             f"cannot lock {path}: {error.strerror}; put the run on a file system that supports flock"

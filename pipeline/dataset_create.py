@@ -21,6 +21,7 @@ from zarr.errors import ZarrUserWarning
 
 from forebay.pipeline.chunks import sync_folder, write_chunk
 from forebay.pipeline.dataset_layout import (
+    CARD,
     COLUMNS,
     FIELD_DTYPE,
     OURS,
@@ -34,9 +35,6 @@ from forebay.pipeline.dataset_layout import (
     read_document,
 )
 from forebay.pipeline.errors import DatasetError
-
-CARD = "README.md"
-"""Name of the data-set card inside the group."""
 
 
 def create_group(path: Path, layout: Layout, attributes: Mapping[str, Any]) -> None:
@@ -174,7 +172,7 @@ def _check_raw(folder: Path) -> None:
     for name, array in arrays_of(read_document(folder)).items():
         if not is_raw(array):
             raise DatasetError(
-                f"zarr {zarr.__version__} describes array {name!r} as {array['codecs']}, which raw chunk files are not; "
+                f"zarr {zarr.__version__} describes array {name!r} as {array['codecs']}, not as raw chunks; "
                 f"reset the `array` section of your zarr configuration"
             )
 

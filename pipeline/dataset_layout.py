@@ -30,6 +30,8 @@ FORMAT = 1
 """Number of this layout; a reader refuses a larger one."""
 OURS = "forebay"
 """Attribute of the group that holds what `Layout` needs."""
+CARD = "README.md"
+"""Name of the data-set card inside the group; the group's attribute `card` points to it."""
 ROWS = 4096
 """Rows in one chunk of a per-sample scalar array: 32 KiB of float64, so that rewriting the tail costs nothing."""
 FIELD_DTYPE = np.dtype(np.float32)
@@ -51,8 +53,9 @@ class Column:
 
 
 COLUMNS = (
-    Column("seed", np.dtype(np.uint64), 0, "1", "key word of the sample's Philox generator"),
+    # Read first and written last: whoever sees a row's outcome sees the rest of the row too.
     Column("outcome", np.dtype(np.int8), UNSOLVED, "1", "how the solve ended"),
+    Column("seed", np.dtype(np.uint64), 0, "1", "key word of the sample's Philox generator"),
     Column("method", np.dtype(np.int16), -1, "1", "how the sample was solved"),
     Column("iterations", np.dtype(np.int32), 0, "1", "Krylov iterations, summed over the time steps"),
     Column(
@@ -160,6 +163,11 @@ def method_flags(methods: list[str]) -> dict[str, Any]:
     return {"flag_values": list(range(-1, len(methods))), "flag_meanings": " ".join([NO_METHOD, *methods])}
 
 
+def methods_of(arrays: Mapping[str, Any]) -> tuple[str, ...]:
+    """The solver methods that the method array's codes 0, 1, ... stand for."""
+    return tuple(arrays["method"]["attributes"]["flag_meanings"].split()[1:])
+
+
 def read_document(path: Path) -> dict[str, Any]:
     """The group's metadata document.
 
@@ -221,7 +229,7 @@ def check_layout(layout: Layout) -> None:
     if plan.samples < 1 or plan.size < 1:
         raise DatasetError(f"{plan.samples} samples in chunks of {plan.size}: both must be at least 1")
     lengths: dict[str, tuple[int, str]] = {}
-    names = [item.name for item in (*schema.inputs, *schema.outputs, *schema.coordinates)]
+    names = [*(f.name for f in (*schema.inputs, *schema.outputs)), *(c.name for c in schema.coordinates)]
     for name in names:
         _check_name("array", name)
         if names.count(name) > 1:
@@ -247,7 +255,7 @@ def _check_axes(name: str, dims: tuple[str, ...], shape: tuple[int, ...], length
         known, owner = lengths.setdefault(dim, (length, name))
         if known != length:
             raise DatasetError(
-                f"dimension {dim!r} has length {known} in {owner!r} and {length} in {name!r}; name the second differently"
+                f"dimension {dim!r} has length {known} in {owner!r} and {length} in {name!r}; rename the second"
             )
 
 

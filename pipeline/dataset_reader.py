@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from forebay.pipeline.dataset_layout import (
     array_chunk_file,
     arrays_of,
     is_raw,
+    methods_of,
     read_document,
 )
 from forebay.pipeline.errors import DatasetError
@@ -65,11 +66,12 @@ class DatasetReader:
     def refresh(self) -> int:
         """Look again at what is published; returns the number of samples."""
         document = read_document(self.path)
+        # Zarr's own metadata documents, by array name; lengths along `sample` are those of the published prefix.
         self.attributes: Mapping[str, Any] = document["attributes"]
         self.layout = Layout.from_json(self.path, self.attributes[OURS], arrays_of(document))
-        self._arrays = arrays_of(document)
-        self.samples = int(self._arrays["sample_id"]["shape"][0])
-        self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self.arrays: Mapping[str, Any] = arrays_of(document)
+        self.samples = int(self.arrays["sample_id"]["shape"][0])
+        self._maps: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._sources: dict[str, RowSource] = {}
         for name in ("valid", "frames", "_times"):
             self.__dict__.pop(name, None)
@@ -92,7 +94,7 @@ class DatasetReader:
     @property
     def methods(self) -> tuple[str, ...]:
         """Solver methods; the array `method` holds positions in it, -1 for a sample that never reached a solver."""
-        return tuple(self._arrays["method"]["attributes"]["flag_meanings"].split()[1:])
+        return methods_of(self.arrays)
 
     @cached_property
     def valid(self) -> np.ndarray:
@@ -118,17 +120,17 @@ class DatasetReader:
         """
         ids = np.asarray(rows, dtype=np.int64)
         self._check_rows(ids)
-        if name not in self._arrays or self._arrays[name]["dimension_names"][0] != "sample":
-            known = sorted(n for n, a in self._arrays.items() if a["dimension_names"][0] == "sample")
+        if name not in self.arrays or self.arrays[name]["dimension_names"][0] != "sample":
+            known = sorted(n for n, a in self.arrays.items() if a["dimension_names"][0] == "sample")
             raise DatasetError(f"{self.path} has no per-sample array {name!r}; it has {', '.join(known)}")
-        result = self._out(name, (len(ids), *self._arrays[name]["shape"][1:]), out)
+        result = self._out(name, (len(ids), *self.arrays[name]["shape"][1:]), out)
         self._source(name).gather(ids, result)
         return result
 
     def read_frames(
         self, keys: Sequence[int] | np.ndarray, out: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        """Fields, parameters and time of frames, float32, the first axis over `keys`; into arrays of `out` when given."""
+        """Fields, parameters and time of frames, float32, first axis over `keys`; fields into `out` if given."""
         out = out or {}
         rows, steps = np.divmod(np.asarray(keys, dtype=np.int64), self.schema.steps)
         self._check_rows(rows)
@@ -164,7 +166,13 @@ class DatasetReader:
         for name in self.layout.fields:
             arrays[name] = np.empty((len(ids), *self.schema.sample_shape(name)), np.float32)
             self._source(name).gather(ids, arrays[name])
-        records = [self._record(i, {name: values[k] for name, values in columns.items()}) for k, i in enumerate(ids)]
+        methods = self.methods
+        if columns["method"].max() >= len(methods):  # named since this reader was made
+            methods = methods_of(arrays_of(read_document(self.path)))
+        records = [
+            _record(i, {name: values[k] for name, values in columns.items()}, methods)
+            for k, i in enumerate(ids.tolist())
+        ]
         return Block(self.plan.split, chunk, ids, arrays, records, float(np.nansum(columns["seconds"])))
 
     def __len__(self) -> int:
@@ -184,24 +192,13 @@ class DatasetReader:
     def _times(self) -> np.ndarray:
         return np.asarray(self.schema.times, dtype=np.float32)
 
-    def _record(self, sample_id: int, row: Mapping[str, Any]) -> SolveRecord:
-        return SolveRecord(
-            sample_id=int(sample_id),
-            seed=int(row["seed"]),
-            outcome=Outcome(int(row["outcome"])),
-            method=self.methods[row["method"]] if row["method"] >= 0 else "",
-            iterations=int(row["iterations"]),
-            residual=float(row["residual"]),
-            seconds=float(row["seconds"]),
-        )
-
     def _check_rows(self, rows: np.ndarray) -> None:
         if rows.size and not 0 <= (lowest := int(rows.min())) <= (highest := int(rows.max())) < self.samples:
             wrong = lowest if lowest < 0 else highest
             raise IndexError(f"sample {wrong} of {self.path}, which shows samples 0 to {self.samples - 1}")
 
     def _out(self, name: str, shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
-        dtype = np.dtype(self._arrays[name]["data_type"])
+        dtype = np.dtype(self.arrays[name]["data_type"])
         if out is None:
             return np.empty(shape, dtype)
         if out.shape != shape or out.dtype != dtype:
@@ -210,7 +207,7 @@ class DatasetReader:
 
     def _source(self, name: str) -> RowSource:
         if name not in self._sources:
-            array = self._arrays[name]
+            array = self.arrays[name]
             self._sources[name] = (
                 _RawRows(self.path, name, array, self._maps) if is_raw(array) else _ZarrRows(self.path, name)
             )
@@ -218,7 +215,7 @@ class DatasetReader:
 
     def _committed(self, name: str, dtype: np.dtype, shape: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
         """Rows of a record array whether published or not, read afresh: a publish may have replaced the file since."""
-        if not is_raw(self._arrays[name]):
+        if not is_raw(self.arrays[name]):
             return self.read(name, rows)
         first, last = int(rows[0]) // ROWS, int(rows[-1]) // ROWS
         files = [array_chunk_file(self.path, name, (k, *(0 for _ in shape))) for k in range(first, last + 1)]
@@ -227,10 +224,24 @@ class DatasetReader:
         return np.concatenate([read_chunk(file, dtype, (ROWS, *shape)) for file in files])[rows - first * ROWS]
 
 
+def _record(sample_id: int, row: Mapping[str, Any], methods: Sequence[str]) -> SolveRecord:
+    return SolveRecord(
+        sample_id=sample_id,
+        seed=int(row["seed"]),
+        outcome=Outcome(int(row["outcome"])),
+        method=methods[row["method"]] if row["method"] >= 0 else "",
+        iterations=int(row["iterations"]),
+        residual=float(row["residual"]),
+        seconds=float(row["seconds"]),
+    )
+
+
 class _RawRows:
     """Rows of an array that lies in raw chunk files."""
 
-    def __init__(self, group: Path, name: str, array: Mapping[str, Any], maps: OrderedDict[Path, np.ndarray]) -> None:
+    def __init__(
+        self, group: Path, name: str, array: Mapping[str, Any], maps: OrderedDict[tuple[str, int], np.ndarray]
+    ) -> None:
         self._group, self._name, self._maps = group, name, maps
         self._shape = tuple(array["chunk_grid"]["configuration"]["chunk_shape"])
         self._dtype = np.dtype(array["data_type"])
@@ -256,10 +267,11 @@ class _RawRows:
             out[place] = chunk[at]
 
     def _chunk(self, chunk: int) -> np.ndarray:
-        file = array_chunk_file(self._group, self._name, (chunk, *self._tail))
-        found = self._maps.get(file)
+        key = (self._name, chunk)
+        found = self._maps.get(key)
         if found is None:
-            found = self._maps[file] = read_chunk(file, self._dtype, self._shape)
+            file = array_chunk_file(self._group, self._name, (chunk, *self._tail))
+            found = self._maps[key] = read_chunk(file, self._dtype, self._shape)
             if len(self._maps) > MAPS:
                 self._maps.popitem(last=False)
         return found
@@ -272,7 +284,7 @@ class _ZarrRows:
         # Only repacked data sets come here; a DataLoader's workers start faster without the library.
         import zarr
 
-        self._array = cast(zarr.Array[Any], zarr.open_array(str(group / name), mode="r"))
+        self._array = zarr.open_array(str(group / name), mode="r")
 
     def gather(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None = None) -> None:
         if steps is None:

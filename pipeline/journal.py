@@ -31,19 +31,17 @@ log = logging.getLogger(__name__)
 DURABLE_EVENTS = frozenset({"block_stored", "checkpoint", "run_finished"})
 """Events after which others act on what is recorded: the append returns once the line is on the disk."""
 
-_LOCK_ATTEMPTS = 5
-_LOCK_PAUSE_S = 0.02
 _COLUMNS = ("sample_id", "seed", "outcome", "method", "iterations", "residual", "seconds", "message")
 
 
 class JsonLines:
-    """A file of JSON objects, one a line, with one writer at a time.
+    """A file of JSON objects, one a line; several processes and threads may append at a time.
 
-    The writer holds an advisory lock (`flock`) that the kernel releases when its process ends, however it ends; that
-    is how `is_being_written` tells a running run from a killed one.  Safe to use from several threads.
+    Every writer holds a shared advisory lock (`flock`) that the kernel releases when its process ends, however it ends;
+    that is how `is_being_written` tells a running run from a killed one.
 
     Raises:
-        RunError: another process writes the file, or it cannot be opened, or the disk is full.
+        RunError: the file cannot be opened, or the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,8 +53,9 @@ class JsonLines:
             raise RunError(f"{str(path)!r} cannot be opened for appending: {error.strerror}") from None
         self._mutex = threading.Lock()
         try:
-            self._become_the_only_writer()
-            self._cut_torn_tail()
+            if self._is_only_writer():  # another one would have cut the tail already
+                self._cut_torn_tail()
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         except BaseException:
             self.close()
             raise
@@ -69,7 +68,7 @@ class JsonLines:
             TypeError: a value that JSON does not have.
             ValueError: the file is closed.
         """
-        line = json.dumps(_strict(record), allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(_strict(record), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._mutex:
             if self._descriptor < 0:
                 raise ValueError(f"{str(self.path)!r} is closed")
@@ -92,33 +91,27 @@ class JsonLines:
     ) -> None:
         self.close()
 
+    def _is_only_writer(self) -> bool:
+        # `is_being_written` holds the lock for an instant, so one refusal does not yet mean another writer.
+        for pause_s in (0.0, 0.01, 0.02):
+            time.sleep(pause_s)
+            if _lock_alone(self._descriptor):
+                return True
+        return False
+
     def _write(self, line: bytes) -> None:
-        size = os.fstat(self._descriptor).st_size
         try:
             written = os.write(self._descriptor, line)
             reason = "the disk is full"
         except OSError as error:
-            written, reason = -1, error.strerror
+            written, reason = 0, error.strerror or str(error)
         if written == len(line):
             return
-        os.ftruncate(self._descriptor, size)
+        end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        if written and end == os.fstat(self._descriptor).st_size:  # nobody appended after the torn line
+            os.ftruncate(self._descriptor, end - written)
         raise RunError(
             f"{str(self.path)!r}: a line of {len(line)} bytes could not be appended ({reason}); make room and resume"
-        )
-
-    def _become_the_only_writer(self) -> None:
-        # `is_being_written` holds a shared lock for an instant, so one refusal does not yet mean a second writer.
-        for attempt in range(_LOCK_ATTEMPTS):
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if attempt + 1 < _LOCK_ATTEMPTS:
-                    time.sleep(_LOCK_PAUSE_S)
-            else:
-                return
-        raise RunError(
-            f"{str(self.path)!r} is being written by another process; wait until that run ends, or stop it, "
-            f"or choose another run folder"
         )
 
     def _cut_torn_tail(self) -> None:
@@ -172,19 +165,20 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         data = path.read_bytes()
     except FileNotFoundError:
         return
-    lines = data.split(b"\n")
-    last = len(lines) - 1 if lines[-1] else len(lines) - 2
-    for number, line in enumerate(lines[: last + 1]):
+    *lines, rest = data.split(b"\n")
+    for number, line in enumerate(lines, start=1):
         record = _parse(line)
-        if record is None and number == last:
+        if record is not None:
+            yield record
+        elif number == len(lines) and not rest:
             log.warning("%s: left out a torn last line of %d bytes", path, len(line))
-        elif record is None:
+        else:
             raise RunError(
-                f"{str(path)!r}, line {number + 1} is not a JSON object although lines follow it; "
+                f"{str(path)!r}, line {number} is not a JSON object although lines follow it; "
                 f"restore the file from a copy, it was changed after it was written"
             )
-        else:
-            yield record
+    if rest:
+        log.warning("%s: left out a torn last line of %d bytes", path, len(rest))
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
@@ -206,12 +200,9 @@ def is_being_written(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not _lock_alone(descriptor)
     finally:
         os.close(descriptor)
-    return False
 
 
 def records_to_columns(records: Sequence[SolveRecord]) -> dict[str, list[Any]]:
@@ -251,6 +242,14 @@ def _record(
         seconds=float(seconds),
         message=message,
     )
+
+
+def _lock_alone(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -1,0 +1,98 @@
+"""Seeds, generators and designs: the same sample whoever draws it, wherever, in whatever order."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+import numpy as np
+from scipy.stats import qmc
+
+from forebay.pipeline.records import Schema
+
+DesignKind = Literal["random", "sobol", "latin_hypercube"]
+
+
+def sample_seed(run_seed: int, stream: str, sample_id: int) -> int:
+    """The 64-bit key word of a sample's generator: BLAKE2b of (run seed, stream name, sample id).
+
+    A hash of the three, not a sum: neighbouring runs share no streams, and the value is the same on every machine and in
+    every version of Python.  Source: RFC 7693; the text hashed is "run_seed/stream/sample_id", personalised "forebay".
+    """
+    text = f"{run_seed}/{stream}/{sample_id}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"forebay").digest(), "little")
+
+
+def sample_generator(run_seed: int, stream: str, sample_id: int) -> np.random.Generator:
+    """Philox generator (Salmon et al., SC 2011, doi:10.1145/2063384.2063405) keyed by `sample_seed`.
+
+    It has no seed sequence, so it cannot `spawn`: a sample has one stream.
+    """
+    return np.random.Generator(np.random.Philox(key=sample_seed(run_seed, stream, sample_id)))
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """How `samples` points fill the unit cube of `dimension` parameters; a pure function of its fields.
+
+    - random: independent uniform points;
+    - sobol: scrambled Sobol sequence (Owen 1998); balanced best when `samples` is a power of two;
+    - latin_hypercube: one point in each of `samples` strata of every axis (McKay, Beckman, Conover 1979).
+
+    Sobol and Latin hypercube are made as a whole at the first `point` and kept per process, 8 · samples · dimension
+    bytes.  A Sobol design of more samples extends a smaller one; a Latin hypercube of more samples is another design.
+
+    Raises:
+        ValueError: an unknown kind, or no samples.
+    """
+
+    kind: DesignKind
+    run_seed: int
+    stream: str
+    samples: int
+    dimension: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(DesignKind):
+            raise ValueError(f"design {self.kind!r} is unknown; choose one of {', '.join(get_args(DesignKind))}")
+        if self.samples < 1 or self.dimension < 0:
+            raise ValueError(
+                f"a design of {self.samples} samples in {self.dimension} dimensions is empty; "
+                f"it needs at least 1 sample, and dimensions from 0"
+            )
+
+    def point(self, sample_id: int) -> np.ndarray:
+        """Point of the unit cube [0, 1)^dimension, shape (dimension,).
+
+        Raises:
+            IndexError: a sample that the design does not have.
+        """
+        if not 0 <= sample_id < self.samples:
+            raise IndexError(f"sample {sample_id} of a design of {self.samples}; ids are 0 ... {self.samples - 1}")
+        if self.dimension == 0:
+            return np.empty(0)
+        if self.kind == "random":
+            return sample_generator(self.run_seed, f"{self.stream}/parameters", sample_id).random(self.dimension)
+        return _points(self)[sample_id]
+
+
+def draw_parameters(schema: Schema, design: Design, sample_id: int) -> np.ndarray:
+    """The scalar parameters of a sample, float64 (p,): the design's point through each parameter's distribution."""
+    point = design.point(sample_id)
+    return np.array([p.quantile(float(u)) for p, u in zip(schema.parameters, point, strict=True)], dtype=np.float64)
+
+
+@lru_cache(maxsize=8)
+def _points(design: Design) -> np.ndarray:
+    """All points of a design that is made as a whole, read-only."""
+    # scipy spawns children from the generator, which a Philox made from a bare key cannot do.
+    rng = np.random.Generator(np.random.Philox(sample_seed(design.run_seed, f"{design.stream}/design", 0)))
+    if design.kind == "sobol":
+        power = max(0, (design.samples - 1).bit_length())  # whole powers of two keep the sequence balanced
+        points = qmc.Sobol(design.dimension, scramble=True, rng=rng).random_base2(power)[: design.samples]
+    else:
+        points = qmc.LatinHypercube(design.dimension, rng=rng).random(design.samples)
+    points.setflags(write=False)
+    return points

@@ -1,0 +1,270 @@
+"""One reused PETSc solver for a sequence of systems with one sparsity, and the proof of each answer.
+
+Whatever PETSc reports, a solution counts only by its recomputed residual ‖b - A x‖₂ / ‖b‖₂ in float64.  When that
+misses `rtol`, the solver goes on with A d = r, x ← x + d: iterative refinement for a factorisation, a restart for a
+Krylov method that had stopped by another norm.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg.blas import dnrm2
+
+from forebay.pipeline.errors import StudyError
+from forebay.pipeline.records import Outcome
+from forebay.pipeline.stages import Symmetry
+from forebay.solvers.assemble import System
+from forebay.solvers.methods import Choice, Method, OptionValue
+from forebay.solvers.petsc import petsc
+
+log = logging.getLogger(__name__)
+
+REFINEMENTS = 2
+"""Steps of iterative refinement after a direct solve; a third has never helped where two had not."""
+CORRECTIONS = 8
+"""Restarts of a Krylov method whose own norm was met before the true residual was."""
+
+_prefixes = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """One answer; `x` (n,) is the solver's own array and is overwritten by the next solve."""
+
+    x: np.ndarray
+    outcome: Outcome
+    iterations: int
+    residual: float
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Factorisation:
+    """PETSc's factored matrix, or why there is none."""
+
+    matrix: Any
+    outcome: Outcome
+    message: str = ""
+
+
+class LinearSolver:
+    """A KSP, made once: analysis, preconditioner and vectors are reused, numbers are redone when the matrix changed.
+
+    After a failed solve the KSP is made anew, because MUMPS, Eisenstat and GAMG keep the fault otherwise; results never
+    depend on the samples solved before, since every solve starts from x = 0.
+
+    Raises:
+        StudyError: the method does not fit the matrix, is missing from this PETSc, or an option is not known to it.
+    """
+
+    def __init__(self, system: System, method: Method, *, symmetry: Symmetry) -> None:
+        self._PETSc = petsc()
+        self.system = system
+        self.method = method
+        self.choice: Choice = method.resolve(symmetry, len(system.rhs))
+        self._prefix = f"forebay{next(_prefixes)}_"
+        n = len(system.rhs)
+        self._x, self._r, self._d = np.zeros(n), np.zeros(n), np.zeros(n)
+        self._rhs_vec, self._x_vec, self._r_vec, self._d_vec = (
+            self._PETSc.Vec().createWithArray(array, comm=self._PETSc.COMM_SELF)
+            for array in (system.rhs, self._x, self._r, self._d)
+        )
+        self._ksp: Any = None
+        self._checked_state: int | None = None
+        self._options_checked = not method.options
+        self.seconds_certifying = 0.0
+        self._build()
+
+    @property
+    def label(self) -> str:
+        """The method's name in the records, for example "direct:petsc-cholesky" or "cg+gamg"."""
+        return self.choice.label
+
+    def solve(self) -> Solution:
+        """Solve for the system's present matrix and right-hand side."""
+        fault = self._input_fault()
+        if fault is not None:
+            return self._unsolved(*fault)
+        norm = float(dnrm2(self.system.rhs))
+        if norm == 0.0:
+            self._x[:] = 0.0
+            return Solution(self._x, Outcome.CONVERGED, 0, 0.0)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # the residual says it
+                solution = self._iterate(norm)
+        except self._PETSc.Error as error:
+            solution = self._unsolved(Outcome.DIVERGED, _one_line(error))
+            self._abandon()
+        else:
+            if solution.outcome is not Outcome.CONVERGED:
+                self._ksp.destroy()
+        if solution.outcome is not Outcome.CONVERGED:
+            self._build()
+        return solution
+
+    def _iterate(self, norm: float) -> Solution:
+        """The solve and its corrections; `norm` = ‖b‖₂ > 0."""
+        method, iterations, residual = self.method, 0, 1.0
+        for attempt in range(1 + (REFINEMENTS if self.choice.direct else CORRECTIONS)):
+            if not self.choice.direct:
+                self._set_tolerances(method.rtol / residual, attempt, method.max_iterations - iterations)
+            if attempt == 0:
+                self._ksp.solve(self._rhs_vec, self._x_vec)
+            else:
+                self._ksp.solve(self._r_vec, self._d_vec)
+                self._x += self._d
+            self._check_options()
+            reason = self._ksp.getConvergedReason()
+            iterations += int(attempt > 0) if self.choice.direct else self._ksp.getIterationNumber()
+            previous, residual = residual, self._certify(norm)
+            if residual <= method.rtol:
+                return Solution(self._x, Outcome.CONVERGED, iterations, residual)
+            stalled = attempt > 0 and not residual < 0.9 * previous
+            if reason < 0 or stalled or not np.isfinite(residual) or iterations >= method.max_iterations:
+                break
+        return Solution(self._x, self._failure(reason, residual, iterations), iterations, residual)
+
+    def _set_tolerances(self, reduction: float, attempt: int, max_iterations: int) -> None:
+        """Ask for the reduction that is still missing, with a margin; a larger one where PETSc watches another norm."""
+        margin = 0.9 if self.choice.monitors_true_norm and attempt == 0 else 0.25
+        self._ksp.setTolerances(rtol=min(margin * reduction, 0.5), atol=0.0, max_it=max_iterations)
+
+    def _certify(self, norm: float) -> float:
+        """Recompute r = b - A x; returns ‖r‖₂ / ‖b‖₂."""
+        start = time.perf_counter()
+        self.system.matrix.mult(self._x_vec, self._r_vec)
+        np.subtract(self.system.rhs, self._r, out=self._r)
+        residual = float(dnrm2(self._r)) / norm
+        self.seconds_certifying += time.perf_counter() - start
+        return residual
+
+    def _failure(self, reason: int, residual: float, iterations: int) -> Outcome:
+        why = self._PETSc.KSP.ConvergedReason
+        if reason == why.DIVERGED_PCSETUP_FAILED:
+            return Outcome.FACTORISATION_FAILED
+        if not np.isfinite(residual):
+            return Outcome.NONFINITE_SOLUTION
+        if reason == why.DIVERGED_MAX_IT or (not self.choice.direct and iterations >= self.method.max_iterations):
+            return Outcome.MAX_ITERATIONS
+        return Outcome.DIVERGED if reason < 0 else Outcome.RESIDUAL_ABOVE_TOLERANCE
+
+    def _input_fault(self) -> tuple[Outcome, str] | None:
+        """What makes a solve pointless; the matrix is looked at only when it is new."""
+        state = self.system.matrix.stateGet()
+        if state != self._checked_state:
+            if not np.isfinite(self.system.values).all():
+                return Outcome.NONFINITE_INPUT, "the matrix holds NaN or inf"
+            # PETSc raises from within the iteration then, which leaves Eisenstat's matrices swapped.
+            if self.choice.pc in ("sor", "eisenstat") and not np.all(self.system.diagonal):
+                return Outcome.FACTORISATION_FAILED, f"zero on the diagonal, which {self.choice.pc} divides by"
+            self._checked_state = state
+        if not np.isfinite(self.system.rhs).all():
+            return Outcome.NONFINITE_INPUT, "the right-hand side holds NaN or inf"
+        return None
+
+    def _unsolved(self, outcome: Outcome, message: str) -> Solution:
+        self._x[:] = np.nan
+        return Solution(self._x, outcome, 0, float("nan"), message)
+
+    def factor(self) -> Factorisation:
+        """The factorised matrix of a direct method, made anew only if the matrix changed."""
+        if not self.choice.direct:
+            raise ValueError(f"{self.label} does not factorise; use `solve`")
+        fault = self._input_fault()
+        if fault is not None:
+            return Factorisation(None, *fault)
+        # KSPSetUp alone does not look whether the matrix changed; PCSetUp does.
+        self._ksp.setUp()
+        pc = self._ksp.getPC()
+        pc.setUp()
+        self._check_options()
+        if pc.getFailedReason():
+            self._ksp.destroy()
+            self._build()
+            return Factorisation(None, Outcome.FACTORISATION_FAILED)
+        return Factorisation(pc.getFactorMatrix(), Outcome.CONVERGED)
+
+    def _build(self) -> None:
+        """Make the KSP; cheap until its first solve."""
+        PETSc, choice = self._PETSc, self.choice
+        ksp = PETSc.KSP().create(PETSc.COMM_SELF)
+        ksp.setOptionsPrefix(self._prefix)
+        ksp.setOperators(self.system.matrix)
+        ksp.setType(choice.ksp)
+        pc = ksp.getPC()
+        try:
+            pc.setType(choice.pc)
+            if choice.factor is not None:
+                pc.setFactorSolverType(choice.factor)
+        except PETSc.Error as error:
+            raise StudyError(
+                f"solver: this PETSc cannot do {choice.label!r} ({_one_line(error)}); choose another "
+                f"{'factor' if choice.direct else 'preconditioner'}"
+            ) from error
+        if choice.ordering is not None:
+            pc.setFactorOrdering(choice.ordering)
+        if not choice.direct:
+            ksp.setPCSide(PETSc.PC.Side.RIGHT if choice.side == "right" else PETSc.PC.Side.LEFT)
+            if choice.monitors_true_norm:
+                ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
+        if choice.ksp == "gmres":
+            ksp.setGMRESRestart(self.method.restart)
+        self._apply_options(ksp)
+        self._ksp = ksp
+
+    def _apply_options(self, ksp: Any) -> None:
+        options = self._PETSc.Options(self._prefix)
+        for name, value in (_default_options(self.choice) | dict(self.method.options)).items():
+            options.setValue(name, value)
+        ksp.setFromOptions()
+
+    def _check_options(self) -> None:
+        """After the first set-up every valid option has been asked for by some part of PETSc."""
+        if self._options_checked:
+            return
+        options = self._PETSc.Options(self._prefix)
+        for name, value in self.method.options.items():
+            if not options.used(name):
+                raise StudyError(
+                    f"solver.options.{name} = {value!r} is not an option of {self.label}; look it up in the PETSc "
+                    f"manual page of the method or preconditioner"
+                )
+        self._options_checked = True
+
+    def _abandon(self) -> None:
+        """Leave a KSP that raised to the end of the process: destroying Eisenstat in that state crashes PETSc 3.25."""
+        log.warning("PETSc raised during a solve with %s; its solver object is replaced", self.label)
+        self._ksp.incRef()
+
+    def destroy(self) -> None:
+        """Free PETSc's side, the system's not; collective over the matrix's communicator."""
+        self._ksp.destroy()
+        for vec in (self._rhs_vec, self._x_vec, self._r_vec, self._d_vec):
+            vec.destroy()
+        options = self._PETSc.Options(self._prefix)
+        for name in list(options.getAll()):
+            options.delValue(name)
+
+
+def _default_options(choice: Choice) -> dict[str, OptionValue]:
+    if choice.factor == "mumps":
+        # Working space for pivots found at run time; MUMPS' 20 % is too little for indefinite matrices.
+        return {"mat_mumps_icntl_14": 60}
+    if choice.pc == "gamg":
+        # Kept interpolation would make an answer depend on which samples came before.
+        return {"pc_gamg_reuse_interpolation": False}
+    if choice.ksp == "minres" and choice.pc == "jacobi":
+        # MINRES needs a positive definite preconditioner even where the diagonal changes sign.
+        return {"pc_jacobi_abs": True}
+    return {}
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join([lines[0], *lines[-1:]]) if len(lines) > 1 else lines[0]

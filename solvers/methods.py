@@ -1,0 +1,190 @@
+"""Which linear solver a study asks for, checked before PETSc is loaded.
+
+What a good choice is, by size and kind (milliseconds per system are in the benchmark results):
+direct with reused analysis for 2D up to about 100,000 unknowns; CG with `gamg` for larger or 3D symmetric positive
+definite systems; `gmres` or `bcgsl` with `ilu` where the matrix is not symmetric and too large to factorise.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from forebay.pipeline.errors import StudyError
+from forebay.pipeline.stages import Symmetry
+
+Factor = Literal["auto", "petsc", "mumps"]
+OptionValue = str | int | float | bool
+
+NATIVE_UNKNOWNS = 100_000
+"""Up to here `factor = "auto"` takes PETSc's own factorisation, beyond it MUMPS, whose supernodes pay off then."""
+
+SMALLEST_RTOL = 1e-14
+"""A true residual is itself only known to about √n machine epsilons."""
+
+METHODS = ("direct", "cg", "gmres", "bcgsl", "minres")
+_SYMMETRIC = ("none", "jacobi", "pbjacobi", "bjacobi", "sor", "eisenstat", "ilu", "icc", "gamg", "hypre")
+PRECONDITIONERS = (*_SYMMETRIC, "asm", "gasm", "kaczmarz")
+_DEFAULT_PRECONDITIONER = {"cg": "gamg", "gmres": "ilu", "bcgsl": "ilu", "minres": "jacobi"}
+_RESERVED = {
+    "ksp_type": "solver.method",
+    "pc_type": "solver.preconditioner",
+    "ksp_rtol": "solver.rtol",
+    "ksp_max_it": "solver.max_iterations",
+    "ksp_gmres_restart": "solver.restart",
+    "pc_factor_mat_solver_type": "solver.factor",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A method made concrete for one matrix: what PETSc is told, and the name the records carry."""
+
+    ksp: str
+    pc: str
+    label: str
+    factor: str | None = None
+    ordering: str | None = None
+    side: Literal["left", "right"] = "left"
+    monitors_true_norm: bool = True
+    """Does the iteration stop by ‖b - A x‖₂?  If not, the certified residual can miss `rtol` at first."""
+
+    @property
+    def direct(self) -> bool:
+        """One factorisation instead of an iteration."""
+        return self.factor is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """The study's `[solver]` table: method, preconditioner, tolerance; `rtol` is the certified ‖b - A x‖₂ / ‖b‖₂.
+
+    Good values: rtol 1e-8 (fields are kept in float32, so 1e-10 shows nowhere); restart 30 ... 100.
+
+    Raises:
+        StudyError: a name that does not exist, a number out of range, or a combination that cannot work.
+    """
+
+    method: str = "direct"
+    preconditioner: str | None = None
+    """Any of `PRECONDITIONERS`; by default gamg for cg, ilu for gmres and bcgsl, jacobi for minres."""
+    factor: Factor = "auto"
+    """Who factorises for "direct"."""
+    rtol: float = 1e-8
+    max_iterations: int = 10_000
+    restart: int = 30
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    """Raw PETSc options without prefix, for example {"pc_gamg_threshold": 0.02}."""
+
+    def __post_init__(self) -> None:
+        _require_known("solver.method", self.method, METHODS)
+        _require_known("solver.factor", self.factor, ("auto", "petsc", "mumps"))
+        if self.preconditioner is not None:
+            _require_known("solver.preconditioner", self.preconditioner, PRECONDITIONERS)
+        if not SMALLEST_RTOL <= self.rtol < 1:
+            raise StudyError(
+                f"solver.rtol = {self.rtol} must be at least {SMALLEST_RTOL}, what float64 can certify, and below 1; "
+                f"try 1e-8"
+            )
+        for name, value in (("max_iterations", self.max_iterations), ("restart", self.restart)):
+            if value < 1:
+                raise StudyError(f"solver.{name} = {value} must be at least 1; leave it out for the default")
+        self._check_combination()
+        self._check_options()
+
+    def _check_combination(self) -> None:
+        if self.method == "direct" and self.preconditioner is not None:
+            raise StudyError(
+                f"solver.preconditioner = {self.preconditioner!r} has no use with solver.method = 'direct'; leave it "
+                f"out, or choose an iterative method ({', '.join(METHODS[1:])})"
+            )
+        if self.method != "direct" and self.factor != "auto":
+            raise StudyError(
+                f"solver.factor = {self.factor!r} has no use with solver.method = {self.method!r}; leave it out, or "
+                f"use method = 'direct'"
+            )
+        if self.preconditioner == "eisenstat" and self.method != "cg":
+            raise StudyError(
+                f"solver.preconditioner = 'eisenstat' works with method = 'cg' only, not {self.method!r}; use 'sor'"
+            )
+        if self.method in ("cg", "minres") and self._preconditioner not in _SYMMETRIC:
+            raise StudyError(
+                f"solver.preconditioner = {self.preconditioner!r} is not symmetric, which {self.method!r} needs; use "
+                f"'bjacobi' or 'gamg', or method = 'gmres'"
+            )
+
+    def _check_options(self) -> None:
+        for name in self.options:
+            if name in _RESERVED:
+                raise StudyError(
+                    f"solver.options.{name} = {self.options[name]!r} would go unnoticed by the records; "
+                    f"set {_RESERVED[name]}"
+                )
+            if name.startswith("-") or not name:
+                raise StudyError(f"solver.options has the key {name!r}; write PETSc option names without the dash")
+
+    @property
+    def _preconditioner(self) -> str:
+        return self.preconditioner or _DEFAULT_PRECONDITIONER[self.method]
+
+    def resolve(self, symmetry: Symmetry, unknowns: int) -> Choice:
+        """What PETSc shall do for a matrix of that kind and size.
+
+        Raises:
+            StudyError: the method is not valid for such a matrix.
+        """
+        return self._resolve_direct(symmetry, unknowns) if self.method == "direct" else self._resolve_krylov(symmetry)
+
+    def _resolve_direct(self, symmetry: Symmetry, unknowns: int) -> Choice:
+        """Cholesky where the matrix allows it.
+
+        PETSc's native L·Lᵀ and L·U with nested dissection have the smallest overhead, but do not pivot; MUMPS pivots
+        and blocks.  An indefinite matrix gets the native L·U while small (the residual tells when pivots were needed).
+        """
+        native = self.factor == "petsc" or (self.factor == "auto" and unknowns <= NATIVE_UNKNOWNS)
+        if native:
+            kind = "cholesky" if symmetry == "spd" else "lu"
+            return Choice("preonly", kind, f"direct:petsc-{kind}", factor="petsc", ordering="nd")
+        kind = "lu" if symmetry == "general" else "cholesky"
+        name = "ldlt" if symmetry == "symmetric" else kind
+        return Choice("preonly", kind, f"direct:mumps-{name}", factor="mumps")
+
+    def _resolve_krylov(self, symmetry: Symmetry) -> Choice:
+        needs = {"cg": ("spd",), "minres": ("spd", "symmetric")}.get(self.method)
+        if needs is not None and symmetry not in needs:
+            others = "minres, gmres, bcgsl or direct" if symmetry == "symmetric" else "gmres, bcgsl or direct"
+            raise StudyError(
+                f"solver.method = {self.method!r} needs a {_WORDS[needs[-1]]} matrix, the problem's is "
+                f"{_WORDS[symmetry]}; use {others}"
+            )
+        pc = self._preconditioner
+        if pc == "icc" and symmetry != "spd":
+            raise StudyError(
+                f"solver.preconditioner = 'icc' needs a symmetric positive definite matrix, the problem's is "
+                f"{_WORDS[symmetry]}; use 'ilu'"
+            )
+        if self.method == "minres" and symmetry == "symmetric" and pc not in ("none", "jacobi"):
+            raise StudyError(
+                f"solver.preconditioner = {pc!r} is not positive definite on an indefinite matrix, which 'minres' "
+                f"needs; use 'jacobi' (by absolute values) or 'none'"
+            )
+        # BCGSL with right preconditioning returns iterates with residuals above 1 in PETSc 3.25, so it stays left.
+        right = self.method == "gmres"
+        true_norm = right or (self.method == "cg" and pc != "eisenstat")
+        return Choice(
+            self.method, pc, f"{self.method}+{pc}", side="right" if right else "left", monitors_true_norm=true_norm
+        )
+
+
+_WORDS = {"spd": "symmetric positive definite", "symmetric": "symmetric", "general": "general (not symmetric)"}
+
+
+def _require_known(key: str, value: str, choices: Iterable[str]) -> None:
+    known = tuple(choices)
+    if value in known:
+        return
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+    raise StudyError(f"{key} = {value!r} does not exist; {hint}")

@@ -1,0 +1,169 @@
+"""What one sample goes through: the problem's own code, guarded, and the row of the block it ends in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forebay.pipeline.errors import ForebayError, ProblemError
+from forebay.pipeline.records import Field, Outcome, Schema, SolveRecord
+from forebay.pipeline.stages import Draw, Problem, TransientProblem
+from forebay.solvers.assemble import System
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class SampleFault(Exception):
+    """Ends one sample; becomes its record and never leaves a block solver."""
+
+    def __init__(self, outcome: Outcome, message: str = "") -> None:
+        super().__init__(message)
+        self.outcome, self.message = outcome, message
+
+
+@dataclass(slots=True)
+class Row:
+    """One sample of the block that is being solved."""
+
+    position: int
+    sample_id: int
+    seed: int
+    iterations: int = 0
+    residual: float = 0.0
+    seconds: float = 0.0
+    fault: SampleFault | None = None
+
+    @contextmanager
+    def guard(self, arrays: Arrays) -> Iterator[None]:
+        """Whatever faults this sample inside is its outcome, and blanks its row of the arrays."""
+        start = time.perf_counter()
+        try:
+            yield
+        except SampleFault as fault:
+            self.fault = fault
+            for array in arrays.values():
+                array[self.position] = np.nan
+        self.seconds += time.perf_counter() - start
+
+    def certify(self, iterations: int, residual: float, outcome: Outcome, message: str = "") -> None:
+        """Add one solve to the record.
+
+        Raises:
+            SampleFault: the solve did not converge.
+        """
+        self.iterations += iterations
+        self.residual = float(np.maximum(self.residual, residual))
+        if outcome is not Outcome.CONVERGED:
+            raise SampleFault(outcome, message)
+
+    def record(self, method: str) -> SolveRecord:
+        """The frozen record of the finished sample; a fault before any solve has the residual NaN."""
+        fault = self.fault
+        if fault is None:
+            outcome, message, residual = Outcome.CONVERGED, "", self.residual
+        else:
+            outcome, message, residual = fault.outcome, fault.message, self.residual or float("nan")
+        return SolveRecord(self.sample_id, self.seed, outcome, method, self.iterations, residual, self.seconds, message)
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds spent since the solver was made, by what for."""
+
+    draw: float = 0.0
+    """Drawing and keeping the inputs."""
+    assemble: float = 0.0
+    """Matrix and right-hand sides, those of time steps included."""
+    solve: float = 0.0
+    certify: float = 0.0
+    """Recomputing residuals."""
+    keep: float = 0.0
+    """From the solution vector to float32 fields."""
+    samples: int = 0
+
+
+class GuardedProblem:
+    """A problem whose exceptions are sample faults, whose shapes are checked and whose time is taken."""
+
+    def __init__(self, problem: Problem, system: System, timings: Timings) -> None:
+        self._problem = problem
+        self._system = system
+        self._timings = timings
+        self.schema: Schema = problem.schema
+
+    def draw(self, parameters: np.ndarray, rng: np.random.Generator, arrays: Arrays, position: int) -> Draw:
+        """Draw the input fields and keep them with the parameters."""
+        start = time.perf_counter()
+        inputs = _call("draw", self._problem.draw, parameters, rng)
+        arrays["parameters"][position] = parameters
+        for field in self.schema.inputs:
+            kept = arrays[field.name][position]
+            _write(kept, inputs, field, "draw")
+            if not np.isfinite(kept).all():
+                raise SampleFault(Outcome.NONFINITE_INPUT, f"input {field.name!r} has values that float32 cannot hold")
+        self._timings.draw += time.perf_counter() - start
+        return {**inputs, "parameters": parameters}
+
+    def assemble(self, draw: Draw) -> None:
+        """Write matrix and right-hand side of the sample."""
+        start = time.perf_counter()
+        _call("assemble", self._system.update, draw)
+        self._timings.assemble += time.perf_counter() - start
+
+    def initial(self, problem: TransientProblem, draw: Draw) -> np.ndarray:
+        """A copy of the initial state (n,)."""
+        state = np.array(_call("initial", problem.initial, draw), dtype=np.float64)
+        if state.shape != self._system.rhs.shape:
+            raise ProblemError(f"initial() returned shape {state.shape}; the state has shape {self._system.rhs.shape}")
+        return state
+
+    def advance(self, problem: TransientProblem, draw: Draw, step: int, state: np.ndarray, rhs: np.ndarray) -> None:
+        """Write the right-hand side of one step."""
+        start = time.perf_counter()
+        _call("advance", problem.advance, draw, step, state, rhs)
+        self._timings.assemble += time.perf_counter() - start
+
+    def keep(self, arrays: Arrays, position: int, draw: Draw, solution: np.ndarray, step: int | None = None) -> None:
+        """Write the output fields of one frame."""
+        start = time.perf_counter()
+        fields = _call("fields", self._problem.fields, draw, solution)
+        for field in self.schema.outputs:
+            sample = arrays[field.name][position]
+            _write(sample if step is None else sample[step], fields, field, "fields")
+        self._timings.keep += time.perf_counter() - start
+
+    def check_outputs(self, arrays: Arrays, position: int) -> None:
+        """Refuse a sample whose solution does not fit float32.
+
+        Raises:
+            SampleFault: NaN or inf in an output field.
+        """
+        for field in self.schema.outputs:
+            if not np.isfinite(arrays[field.name][position]).all():
+                message = f"output {field.name!r} has values that float32 cannot hold"
+                raise SampleFault(Outcome.NONFINITE_SOLUTION, message)
+
+
+def _call[**P, T](name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run the problem's code; what it raises is that sample's outcome, unless it is an error meant for the user."""
+    try:
+        return function(*args, **kwargs)
+    except ForebayError:
+        raise
+    except Exception as error:
+        raise SampleFault(Outcome.PROBLEM_RAISED, f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _write(target: np.ndarray, fields: Mapping[str, Any], field: Field, method: str) -> None:
+    """Cast one field to float32 in place; too large values become inf, which the caller refuses."""
+    value = fields.get(field.name)
+    if value is None or np.shape(value) != field.shape:
+        found = f"no field {field.name!r}" if value is None else f"{field.name!r} of shape {np.shape(value)}"
+        raise ProblemError(f"{method}() returned {found}; the schema says {field.name!r} of shape {field.shape}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        target[...] = value

@@ -1,0 +1,90 @@
+import re
+
+import pytest
+
+from forebay.pipeline.errors import StudyError
+from forebay.solvers.methods import NATIVE_UNKNOWNS, Method
+
+
+@pytest.mark.parametrize(
+    ("options", "symmetry", "unknowns", "label"),
+    [
+        ({}, "spd", 4096, "direct:petsc-cholesky"),
+        ({}, "symmetric", 4096, "direct:petsc-lu"),
+        ({}, "general", 4096, "direct:petsc-lu"),
+        ({}, "spd", NATIVE_UNKNOWNS, "direct:petsc-cholesky"),
+        ({}, "spd", NATIVE_UNKNOWNS + 1, "direct:mumps-cholesky"),
+        ({"factor": "petsc"}, "spd", NATIVE_UNKNOWNS + 1, "direct:petsc-cholesky"),
+        ({"factor": "mumps"}, "spd", 9, "direct:mumps-cholesky"),
+        ({"factor": "mumps"}, "symmetric", 9, "direct:mumps-ldlt"),
+        ({"factor": "mumps"}, "general", 9, "direct:mumps-lu"),
+        ({"method": "cg"}, "spd", 9, "cg+gamg"),
+        ({"method": "cg", "preconditioner": "eisenstat"}, "spd", 9, "cg+eisenstat"),
+        ({"method": "gmres"}, "general", 9, "gmres+ilu"),
+        ({"method": "bcgsl"}, "general", 9, "bcgsl+ilu"),
+        ({"method": "minres"}, "symmetric", 9, "minres+jacobi"),
+        ({"method": "minres", "preconditioner": "icc"}, "spd", 9, "minres+icc"),
+    ],
+)
+def test_a_method_is_made_concrete_by_kind_and_size_of_the_matrix(options, symmetry, unknowns, label):
+    assert Method(**options).resolve(symmetry, unknowns).label == label
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "cgg"}, "solver.method = 'cgg' does not exist; did you mean 'cg'?"),
+        ({"method": "simplex"}, "choose from direct, cg, gmres, bcgsl, minres"),
+        (
+            {"method": "cg", "preconditioner": "gmag"},
+            "solver.preconditioner = 'gmag' does not exist; did you mean 'gamg'?",
+        ),
+        ({"factor": "pastix"}, "solver.factor = 'pastix' does not exist; choose from auto, petsc, mumps"),
+        ({"rtol": 1e-17}, "solver.rtol = 1e-17 must be at least 1e-14"),
+        ({"rtol": 1.0}, "solver.rtol = 1.0 must be .* below 1; try 1e-8"),
+        ({"max_iterations": 0}, "solver.max_iterations = 0 must be at least 1"),
+        ({"restart": -3}, "solver.restart = -3 must be at least 1"),
+        ({"preconditioner": "icc"}, "'icc' has no use with solver.method = 'direct'; leave it out"),
+        ({"method": "cg", "factor": "mumps"}, "solver.factor = 'mumps' has no use with solver.method = 'cg'"),
+        ({"method": "gmres", "preconditioner": "eisenstat"}, "works with method = 'cg' only, not 'gmres'; use 'sor'"),
+        (
+            {"method": "cg", "preconditioner": "asm"},
+            "'asm' is not symmetric, which 'cg' needs; use 'bjacobi' or 'gamg'",
+        ),
+        (
+            {"options": {"pc_type": "lu"}},
+            "solver.options.pc_type = 'lu' would go unnoticed .* set solver.preconditioner",
+        ),
+        ({"options": {"-pc_gamg_threshold": 1}}, "'-pc_gamg_threshold'; write PETSc option names without the dash"),
+    ],
+)
+def test_an_impossible_method_is_refused_with_its_remedy(options, message):
+    with pytest.raises(StudyError, match=message):
+        Method(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "symmetry", "message"),
+    [
+        ({"method": "cg"}, "general", "'cg' needs a symmetric positive definite matrix, the problem's is general"),
+        ({"method": "cg"}, "symmetric", "the problem's is symmetric; use minres, gmres, bcgsl or direct"),
+        ({"method": "minres"}, "general", "'minres' needs a symmetric matrix, .* use gmres, bcgsl or direct"),
+        (
+            {"method": "gmres", "preconditioner": "icc"},
+            "symmetric",
+            "'icc' needs a symmetric positive definite .* 'ilu'",
+        ),
+        ({"method": "minres", "preconditioner": "icc"}, "symmetric", "'icc' needs a symmetric positive definite"),
+        ({"method": "minres", "preconditioner": "sor"}, "symmetric", "'sor' is not positive definite on an indefinite"),
+    ],
+)
+def test_a_method_that_does_not_fit_the_matrix_is_refused(options, symmetry, message):
+    method = Method(**options)
+    with pytest.raises(StudyError, match=message):
+        method.resolve(symmetry, 64)
+
+
+def test_a_message_holds_one_sentence_without_braces():
+    with pytest.raises(StudyError) as caught:
+        Method("cg", "hypree")
+    assert not re.search(r"[{}]", str(caught.value))
