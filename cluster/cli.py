@@ -64,9 +64,7 @@ def check(study: Path, /, *, overrides: Overrides = (), executor: Executor = Non
 
 
 @app.command
-def run(
-    study: Path, /, *, folder: Path | None = None, overrides: Overrides = (), executor: Executor = None
-) -> int:
+def run(study: Path, /, *, folder: Path | None = None, overrides: Overrides = (), executor: Executor = None) -> int:
     """Solve, stream, train, keep and report.
 
     Args:
@@ -121,20 +119,18 @@ def report(run: Path, /) -> int:
 @app.command
 def problems() -> int:
     """List the built-in problems and their options."""
-    from forebay.cluster.console import print_catalogue
-    from forebay.solvers.problems import describe_problems
+    from forebay.cluster.console import print_problems
 
-    print_catalogue("problem", describe_problems())
+    print_problems()
     return 0
 
 
 @app.command
 def models() -> int:
     """List the architectures and their options."""
-    from forebay.cluster.console import print_catalogue
-    from forebay.learners.models import describe_models
+    from forebay.cluster.console import print_models
 
-    print_catalogue("model", describe_models())
+    print_models()
     return 0
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+import numpy as np
 from rich.table import Table
 
 from forebay.cluster.specs import DATASETS
+from forebay.cluster.terminal import make_console
 from forebay.pipeline.errors import DatasetError, RunError
 
 if TYPE_CHECKING:
     from forebay.pipeline.records import Split
+    from forebay.solvers.block_solver import BlockSolver
 
 
 def print_status(run: Path) -> None:
@@ -22,25 +24,39 @@ def print_status(run: Path) -> None:
 
     if not (run / "study.json").exists():
         raise RunError(f"{run} is no run folder: it has no study.json; start one with `forebay run`")
-    Console().print(status_text(summarise(run)))
+    make_console().print(status_text(summarise(run)))
 
 
-def print_catalogue(kind: str, entries: Sequence[Any]) -> None:
-    """Name, summary and options of each entry."""
-    console = Console()
-    for entry in entries:
-        console.print(f"[bold]{entry.name}[/bold]  {entry.summary}", highlight=False)
-        for option in entry.options:
-            console.print(f"    {option.name}: {option.type} = {option.default}", highlight=False, markup=False)
-    if kind == "problem":
-        console.print('your own: name = "my_problem.py:MyProblem" (docs/own_problem.md)', highlight=False)
+def print_problems() -> None:
+    """Name, equation and options of each built-in problem."""
+    from forebay.solvers.problems import describe_problems
+
+    for card in describe_problems():
+        _print_card(card.name, card.summary, [(o.name, o.default, o.type) for o in card.options])
+    print('your own: name = "my_problem.py:MyProblem", see docs/own_problem.md')
+
+
+def print_models() -> None:
+    """Name, purpose and options of each architecture."""
+    from forebay.learners.models import describe_models
+
+    for card in describe_models():
+        _print_card(card.name, card.summary, [(o.key, repr(o.default), o.constraint) for o in card.options])
+
+
+def _print_card(name: str, summary: str, options: Sequence[tuple[str, str, str]]) -> None:
+    console = make_console()
+    console.print(f"[bold]{name}[/bold]  ", end="")
+    console.print(summary, highlight=False, markup=False)
+    for option, default, constraint in options:
+        console.print(f"    {option} = {default}    {constraint}", highlight=False, markup=False)
 
 
 def print_dataset_info(path: Path) -> None:
     """Sizes, outcomes and methods of one data set, or of both of a run folder."""
     from forebay.pipeline.verify import dataset_info
 
-    console = Console()
+    console = make_console()
     for folder in dataset_folders(path):
         info = dataset_info(folder)
         table = Table(title=str(folder), show_header=False)
@@ -57,13 +73,15 @@ def print_verification(path: Path, *, samples: int, rtol: float, seed: int) -> i
 
     status = 0
     for folder in dataset_folders(path):
-        resolve = None
+        resolve: Callable[[int], Mapping[str, np.ndarray]] | None = None
         if samples and (folder.parent / "study.json").exists():
             solver = make_solver(reopen(folder.parent.resolve()).spec)
             split: Split = next(s for s, name in DATASETS.items() if name == folder.name)
 
-            def resolve(sample_id: int, solver: Any = solver, split: Split = split) -> Any:
+            def again(sample_id: int, solver: BlockSolver = solver, split: Split = split) -> Mapping[str, np.ndarray]:
                 return solver.resolve(split, sample_id)[0]
+
+            resolve = again
 
         report = verify(folder, resolve, samples=samples, rtol=rtol, seed=seed)
         for line in report.lines():

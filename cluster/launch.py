@@ -81,7 +81,9 @@ def launch(path: Path, overrides: Sequence[str], executor: str | None, folder: P
     prepared = prepare(path, overrides, executor, folder)
     run_folder = prepared.spec.folder
     if run_folder.exists() and any(run_folder.iterdir()):
-        raise RunError(f"run folder {run_folder} is not empty; choose another --folder, or `forebay resume {run_folder}`")
+        raise RunError(
+            f"run folder {run_folder} is not empty; choose another --folder, or `forebay resume {run_folder}`"
+        )
     run_folder.mkdir(parents=True, exist_ok=True)
     study = {
         "study": prepared.spec.study.model_dump(mode="json"),
@@ -185,9 +187,7 @@ def _drive(
     return _conclude(prepared, ending, progress)
 
 
-def _executor(
-    prepared: Prepared, clock_zero: float, *, resume: bool
-) -> tuple[LocalExecutor | RayExecutor, list[str]]:
+def _executor(prepared: Prepared, clock_zero: float, *, resume: bool) -> tuple[LocalExecutor | RayExecutor, list[str]]:
     spec = prepared.spec
     if prepared.executor == "local":
         from forebay.cluster.local_executor import LocalExecutor
@@ -214,11 +214,15 @@ def _conclude(prepared: Prepared, ending: Finish, progress: Any) -> int:
     from forebay.pipeline.report import write_report
     from forebay.pipeline.summary import summarise
 
-    summary = summarise(prepared.spec.folder)
-    _write_atomically(prepared.spec.folder / "summary.json", summary.to_json())
-    for split in DATASETS:
-        write_card(prepared.spec.dataset(split))
-    report = write_report(prepared.spec.folder)
+    folder = prepared.spec.folder
+    summary = summarise(folder)
+    try:
+        _write_atomically(folder / "summary.json", summary.to_json())
+        for split in DATASETS:
+            write_card(prepared.spec.dataset(split))
+        report = str(write_report(folder))
+    except OSError as error:
+        report = f"could not be written ({error.strerror}); make room, then `forebay report {folder}`"
     progress.conclude(ending, summary, report)
     return EXIT_STATUS[ending.status]
 
@@ -269,5 +273,3 @@ def _first_paragraph(problem: Any) -> str:
 
 def _override_words(overrides: Sequence[str]) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
-
-

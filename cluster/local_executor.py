@@ -33,8 +33,9 @@ from forebay.pipeline.controller import (
     Store,
     Tick,
     TrainingEnded,
+    stage_of,
 )
-from forebay.pipeline.errors import DatasetError, ForebayError
+from forebay.pipeline.errors import ForebayError
 from forebay.pipeline.records import Block, Split
 from forebay.pipeline.stages import Sink, Solver
 
@@ -59,6 +60,7 @@ class LocalExecutor:
     _events: deque[Event] = field(default_factory=deque, init=False)
     _blocks: dict[BlockKey, Block] = field(default_factory=dict, init=False)
     _training: bool = field(default=False, init=False)
+    _ticked_s: float = field(default=0.0, init=False)
 
     def submit(self, command: Command) -> None:
         """Queue a command; `StartTraining` takes effect at once."""
@@ -77,18 +79,31 @@ class LocalExecutor:
         self._events.append(event)
 
     def next_event(self) -> Event:
-        """Posted events, then training that is due, then the next command."""
+        """Posted events, a tick when one is due, then training that is due, then the next command."""
         if self._events:
             return self._events.popleft()
+        if time.monotonic() - self._ticked_s >= SLICE_S:
+            self._ticked_s = time.monotonic()
+            return Tick(self.clock())
         if self._training and not self._production_just_ended and (not self._commands or self.learner.behind):
-            return self._train()
+            return self._guarded(self._train, "learner")
         if self._commands:
-            return self._execute(self._commands.popleft())
+            command = self._commands.popleft()
+            return self._guarded(lambda: self._execute(command), stage_of(command))
         raise ForebayError("the run waits for an event that nobody will send; please report this as a bug")
 
     def close(self) -> None:
         """Nothing outlives this process."""
         self._commands.clear()
+
+    def _guarded(self, work: Callable[[], Event], stage: str) -> Event:
+        """What the user can mend ends the run with a checkpoint; anything else is a bug and keeps its traceback."""
+        try:
+            return work()
+        except ForebayError as error:
+            if stage == "learner":
+                self._training = False
+            return StageFailed(stage, str(error))
 
     @property
     def _production_just_ended(self) -> bool:
@@ -116,14 +131,11 @@ class LocalExecutor:
         match command:
             case Solve(key=(split, chunk), solver=name):
                 block = self.solver.solve_block(split, chunk)
-                self._blocks[command.key] = block
+                self._blocks = {command.key: block}  # one block is in flight at a time
                 return BlockSolved(command.key, name, block.records, block.arrays["parameters"], block.seconds)
             case Store(key=key):
                 start = time.perf_counter()
-                try:
-                    self.sinks[key[0]].store(self._blocks[key])
-                except DatasetError as error:
-                    return StageFailed("data set", str(error))
+                self.sinks[key[0]].store(self._blocks[key])
                 self.writer_busy_s += time.perf_counter() - start
                 return BlockStored(key)
             case Feed(key=key):

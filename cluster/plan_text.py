@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from forebay.cluster.terminal import make_console
 
 if TYPE_CHECKING:
     from forebay.cluster.launch import Prepared
@@ -64,7 +65,7 @@ def print_plan(prepared: Prepared) -> None:
         ("training (estimate)", f"{expected.learner_frames_per_s:,.0f} frames per second"),
     ):
         table.add_row(key, value)
-    console = Console()
+    console = make_console()
     console.print(table)
     console.print(_bottleneck(prepared, expected), highlight=False)
 
@@ -78,4 +79,3 @@ def _bottleneck(prepared: Prepared, expected: Forecast) -> str:
         f"expected bottleneck: {slow} (about {solving:,.0f} s of solving, {training:,.0f} s of training; "
         f"estimates from sizes, good to a factor of three); the {fast} will wait"
     )
-

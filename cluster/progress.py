@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
+from forebay.cluster.terminal import make_console
 from forebay.pipeline.controller import BlockSolved, Event, Finish, SolverLost, StageFailed
 from forebay.pipeline.plan import Plan
 
@@ -43,7 +44,8 @@ class Progress:
     """An observer of the run's events."""
 
     def __init__(self, folder: Path, plan: Plan, executor: str) -> None:
-        self._console = Console()
+        self._console = make_console()
+        self._folder = folder
         self._plan = plan
         self._metrics = Tail(folder / "metrics.jsonl")
         self._solved = {"validation": 0, "train": 0}
@@ -80,7 +82,7 @@ class Progress:
                 f"batch {self._batch}/{self._plan.batches}  {self._note()}"
             )
 
-    def conclude(self, ending: Finish, summary: Summary, report: Path) -> None:
+    def conclude(self, ending: Finish, summary: Summary, report: str) -> None:
         """Last words: how it ended, the figures, the report."""
         from forebay.pipeline.summary import status_text
 
@@ -89,7 +91,7 @@ class Progress:
         self._console.print(status_text(summary))
         if ending.status != "complete":
             self._console.print(f"{ending.status}: {ending.reason}", style="bold", highlight=False, soft_wrap=True)
-            self._console.print(f"continue with: forebay resume {report.parent}", highlight=False, soft_wrap=True)
+            self._console.print(f"continue with: forebay resume {self._folder}", highlight=False, soft_wrap=True)
         self._console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
     def _make_bars(self) -> tuple[Bars, tuple[TaskID, TaskID]]:

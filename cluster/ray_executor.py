@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from forebay.cluster.actors.learner import LearnerActor
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from forebay.cluster.actors.learner import GROUPS, LearnerActor
 from forebay.cluster.actors.solver import SolverActor
 from forebay.cluster.actors.writer import WriterActor
 from forebay.cluster.ray_session import spilled_bytes
@@ -40,9 +42,9 @@ from forebay.pipeline.controller import (
     Store,
     Tick,
     TrainingEnded,
+    stage_of,
 )
 from forebay.pipeline.errors import RunError
-from ray.exceptions import RayActorError, RayError, RayTaskError
 
 TICK_S = 0.25
 
@@ -83,9 +85,10 @@ class RayExecutor:
     _learner: Any = field(default=None, init=False)
     _waiting: dict[Any, _Pending] = field(default_factory=dict, init=False)
     _blocks: dict[BlockKey, Any] = field(default_factory=dict, init=False)
-    """References of blocks that are being solved, or were solved in the event before."""
+    """References of blocks that are being solved or stored, or were stored in the event before."""
     _handed_over: list[BlockKey] = field(default_factory=list, init=False)
     _events: deque[Event] = field(default_factory=deque, init=False)
+    _ticked_s: float = field(default=0.0, init=False)
     _closed: bool = field(default=False, init=False)
 
     def start(self, solvers: list[str]) -> None:
@@ -94,12 +97,13 @@ class RayExecutor:
         Raises:
             RunError: a stage could not be built; the text is the stage's own.
         """
-        self._writer = WriterActor.remote(self.spec)
+        self._writer = ray.remote(num_cpus=0, max_restarts=0)(WriterActor).remote(self.spec)
         threads = str(self.spec.plan.learner_threads_after)
         environment = {**LEARNER_ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        self._learner = LearnerActor.options(num_cpus=0, runtime_env={"env_vars": environment}).remote(
-            self.spec, self.clock_zero, self.resume
-        )
+        learner = ray.remote(
+            num_cpus=0, max_restarts=0, concurrency_groups=GROUPS, runtime_env={"env_vars": environment}
+        )(LearnerActor)
+        self._learner = learner.remote(self.spec, self.clock_zero, self.resume)
         for name in solvers:
             self._start_solver(name)
         try:
@@ -146,20 +150,26 @@ class RayExecutor:
         self._events.append(event)
 
     def next_event(self) -> Event:
-        """Posted events, then whatever finished first, else a tick."""
+        """Posted events, a tick when one is due however busy the run is, then whatever finished first."""
         for key in self._handed_over:  # its commands hold the reference now; the driver's would pin the memory
             self._blocks.pop(key, None)
         self._handed_over.clear()
         if self._events:
             return self._events.popleft()
+        if time.monotonic() - self._ticked_s >= TICK_S:
+            return self._tick()
         if self._waiting:
             ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=TICK_S)
         else:
             ready = []
             time.sleep(TICK_S)
         if not ready:
-            return Tick(self.clock())
+            return self._tick()
         return self._event_of(ready[0], self._waiting.pop(ready[0]))
+
+    def _tick(self) -> Event:
+        self._ticked_s = time.monotonic()
+        return Tick(self.clock())
 
     def close(self) -> None:
         """Let the actors exit by dropping their handles; waiting threads of the learner are released first."""
@@ -178,7 +188,9 @@ class RayExecutor:
 
     def _start_solver(self, name: str) -> None:
         self._generation[name] = self._generation.get(name, 0) + 1
-        self._solvers[name] = SolverActor.options(runtime_env={"env_vars": dict(SOLVER_ENVIRONMENT)}).remote(self.spec)
+        # A restart would come back with an empty queue and no word: a lost solver is an event for the controller.
+        solver = ray.remote(num_cpus=1, max_restarts=0, runtime_env={"env_vars": dict(SOLVER_ENVIRONMENT)})(SolverActor)
+        self._solvers[name] = solver.remote(self.spec)
 
     def _await(self, reference: Any, command: Command, solver: str = "") -> None:
         self._waiting[reference] = _Pending(command, solver, self._generation.get(solver, 0))
@@ -189,13 +201,13 @@ class RayExecutor:
         except RayActorError as error:
             return self._on_actor_lost(pending, _reason(error))
         except RayTaskError as error:
-            return StageFailed(_stage_of(pending.command), _reason(error))
+            return StageFailed(stage_of(pending.command), _reason(error))
         match pending.command:
             case Solve(key=key):
-                self._handed_over.append(key)
                 records, parameters, seconds = value
                 return BlockSolved(key, pending.solver, records, parameters, seconds)
             case Store(key=key):
+                self._handed_over.append(key)
                 self.writer_busy_s += value
                 return BlockStored(key)
             case Feed(key=key) | LoadAndFeed(key=key):
@@ -208,23 +220,13 @@ class RayExecutor:
 
     def _on_actor_lost(self, pending: _Pending, reason: str) -> Event:
         if not isinstance(pending.command, Solve):
-            return StageFailed(_stage_of(pending.command), reason)
+            return StageFailed(stage_of(pending.command), reason)
         if pending.generation != self._generation[pending.solver]:
             return Tick(self.clock())  # a second request of a solver that has been replaced already
         for reference, other in list(self._waiting.items()):
             if other.solver == pending.solver:
                 del self._waiting[reference]
         return SolverLost(pending.solver, reason)
-
-
-def _stage_of(command: Command) -> str:
-    match command:
-        case Solve():
-            return "solver"
-        case Store():
-            return "data set"
-        case _:
-            return "learner"
 
 
 def _reason(error: RayError) -> str:

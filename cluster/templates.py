@@ -6,7 +6,7 @@ from pathlib import Path
 
 from forebay.pipeline.errors import StudyError
 
-STUDY = '''# A study: a parametric PDE, a tolerance, a surrogate.  Every key that is left out has a default;
+STUDY = """# A study: a parametric PDE, a tolerance, a surrogate.  Every key that is left out has a default;
 # `forebay check FILE` prints the plan that follows, `forebay run FILE` does it.
 
 name = "{name}"
@@ -40,7 +40,7 @@ name = "{model}"
 
 [run]
 executor = "ray"              # or "local": one process
-'''
+"""
 
 
 def write_study(path: Path, problem: str) -> None:

@@ -9,7 +9,7 @@ from forebay.learners.surrogate import Surrogate
 
 
 def forward_flops(surrogate: Surrogate) -> int:
-    """Floating-point operations of one frame's forward pass (products and convolutions; a training step costs three)."""
+    """Floating-point operations of one frame's forward pass (products, convolutions); a training step costs three."""
     io = surrogate.io
     batch = {f.name: torch.zeros(1, *f.shape) for f in io.inputs}
     batch["parameters"] = torch.zeros(1, len(io.parameters))

@@ -26,8 +26,9 @@ from forebay.learners.ring import Ring, frames_of, ring_specs
 from forebay.learners.step import TrainOptions, TrainState, make_state, train_step
 from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
 from forebay.learners.weights import latest_checkpoint, load_checkpoint, save_checkpoint
-from forebay.pipeline.buffer import make_buffer
+from forebay.pipeline.buffer import Policy, make_buffer
 from forebay.pipeline.controller import BlockKey
+from forebay.pipeline.errors import RunError
 from forebay.pipeline.plan import Plan
 from forebay.pipeline.records import Block, Schema
 from forebay.pipeline.sampling import sample_seed
@@ -85,7 +86,7 @@ class StreamLearner:
         options: LearnerTable,
         plan: Plan,
         *,
-        policy: str,
+        policy: Policy,
         validate_every: int,
         seed: int,
         folder: Path,
@@ -135,7 +136,7 @@ class StreamLearner:
     @property
     def behind(self) -> bool:
         """Has training fallen behind the share of frames that have arrived?  Paces the in-process executor."""
-        due = self.plan.batches * self.ring.statistics().put // self.plan.frames
+        due = self.plan.batches * self.ring.statistics(with_uses=False).put // self.plan.frames
         return not self.ended and self.batches < due and self.ring.can_draw(self.options.batch_size)
 
     def add_validation(self, block: Block) -> None:
@@ -154,9 +155,9 @@ class StreamLearner:
     def offer(self, block: Block) -> bool:
         """Accept what fits without waiting; True once every frame of the block is accounted for."""
         keys, arrays = self._prepare(block)
-        before = self.ring.statistics().put
+        before = self.ring.statistics(with_uses=False).put
         done = self.ring.offer(keys, arrays) >= len(keys)
-        self.last_accepted = self.ring.statistics().put - before
+        self.last_accepted = self.ring.statistics(with_uses=False).put - before
         if done:
             self._chunks.add(block.chunk)
         return done
@@ -212,12 +213,12 @@ class StreamLearner:
         keys, data = self._validation_data()
         shown = examples(self.state.surrogate, data, evaluation)
         steps = self.schema.steps
-        extra: dict[str, Any] = {"sample_ids": keys[shown["rows"]] // steps}
+        extra: dict[str, Any] = shown | {"sample_ids": keys[shown["rows"]] // steps}
         if self.schema.times:
             extra["time"] = np.asarray(self.schema.times)[keys[shown["rows"]] % steps]
         for coordinate in self.schema.coordinates:
             extra[f"coordinates/{coordinate.name}"] = coordinate.values
-        np.savez_compressed(self.folder / "predictions.npz", **shown, **extra)
+        np.savez_compressed(self.folder / "predictions.npz", **extra)
         return evaluation
 
     def statistics(self) -> dict[str, Any]:
@@ -262,7 +263,7 @@ class StreamLearner:
         if not self._production_ended.is_set() or self.ring.closed:
             return
         torch.set_num_threads(self.plan.learner_threads_after)
-        counts = self.ring.statistics()
+        counts = self.ring.statistics(with_uses=False)
         left = (self.plan.batches - self.batches) * self.options.batch_size
         starved = not self.ring.can_draw(self.options.batch_size)
         if self.ring.policy != "reservoir" or left <= counts.unseen + counts.seen or starved:
@@ -282,7 +283,7 @@ class StreamLearner:
     def _flush(self) -> None:
         if not self._losses:
             return
-        counts = self.ring.statistics()
+        counts = self.ring.statistics(with_uses=False)
         self.metrics.train(
             batch=self.batches,
             loss=sum(self._losses) / len(self._losses),
@@ -299,6 +300,11 @@ class StreamLearner:
 
     def _validation_data(self) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
         parts = [self._validation[chunk] for chunk in sorted(self._validation)]
+        if not sum(len(keys) for keys, _ in parts):
+            raise RunError(
+                f"none of the {self.plan.chunks['validation'].samples} validation samples is valid, so nothing can be "
+                f"judged; see the outcomes of the dropped samples"
+            )
         keys = np.concatenate([k for k, _ in parts])
         return keys, {name: torch.cat([arrays[name] for _, arrays in parts]) for name in parts[0][1]}
 
@@ -342,4 +348,3 @@ class StreamLearner:
             return rows
 
         self.ring.refill(extra["buffer"], fetch)
-

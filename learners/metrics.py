@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ class MetricsLog:
         self._board.add_scalar("train/loss", loss, batch)
         self._board.add_scalar("train/lr", lr, batch)
 
-    def validation(self, batch: int, evaluation: Evaluation, uses: list[int]) -> None:
+    def validation(self, batch: int, evaluation: Evaluation, uses: Sequence[int]) -> None:
         """One line an evaluation, and how often the frames have been used."""
         errors = {"mean": evaluation.mean, "p99": evaluation.p99, "max": evaluation.max}
         self._metrics.append("validation", wall_s=self.wall_s, batch=batch, seconds=evaluation.seconds, **errors)

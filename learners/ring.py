@@ -75,7 +75,7 @@ class Ring:
         self._pin = pin
         self._buffer = buffer
         self._rows = self._allocate()
-        self._outputs: list[dict[str, torch.Tensor]] = [{}, {}]
+        self._outputs: list[tuple[int, dict[str, torch.Tensor]]] = [(0, {}), (0, {})]
         self._turn = 0
         self._changed = threading.Condition()
         self._interrupted = False
@@ -187,7 +187,7 @@ class Ring:
     def _copy_in(self, slots: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
         if len(slots) == 0:
             return
-        index = torch.from_numpy(slots).to(self._device)
+        index = self._index(slots)
         run = bool((slots[1:] == slots[:-1] + 1).all())
         for name, rows in self._rows.items():
             source = torch.from_numpy(_writable(arrays[name]))
@@ -222,17 +222,25 @@ class Ring:
 
     def _gather(self, slots: np.ndarray) -> dict[str, torch.Tensor]:
         self._turn = 1 - self._turn
-        outputs = self._outputs[self._turn]
-        index = torch.from_numpy(slots).to(self._device)
-        batch = {}
-        for name, rows in self._rows.items():
-            held = outputs.get(name)
-            if held is None or len(held) < len(slots):
-                held = torch.empty((len(slots), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
-                outputs[name] = held = held.pin_memory() if self._pin else held
-            batch[name] = held[: len(slots)]
-            torch.index_select(rows, 0, index, out=batch[name])
-        return batch
+        count = len(slots)
+        size, held = self._outputs[self._turn]
+        if size < count:
+            size, held = self._outputs[self._turn] = count, self._batch_memory(count)
+        batch = held if size == count else {name: tensor[:count] for name, tensor in held.items()}
+        index = self._index(slots)
+        for name, tensor in batch.items():
+            torch.index_select(self._rows[name], 0, index, out=tensor)
+        return dict(batch)
+
+    def _batch_memory(self, count: int) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.empty((count, *shape), dtype=dtype, device=self._device, pin_memory=self._pin)
+            for name, (shape, dtype) in self._specs.items()
+        }
+
+    def _index(self, slots: np.ndarray) -> torch.Tensor:
+        index = torch.from_numpy(slots)
+        return index if self._device.type == "cpu" else index.to(self._device)
 
     def close(self) -> None:
         """No more frames will come; draws drain the ring."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -235,10 +236,13 @@ def _publish(target: Path, fill: Callable[[Path], None]) -> None:
         incoming.rename(target)
         _flush(target.parent)
         shutil.rmtree(retired, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors in its own
         shutil.rmtree(incoming, ignore_errors=True)
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{target} could not be written: {error.strerror or error}; free space or check permissions, then resume: "
+            f"{target} could not be written: {reason}; free space or check permissions, then resume: "
             "what was saved before is untouched"
         ) from error
 
@@ -261,5 +265,7 @@ def _checkpoints(root: Path) -> list[Path]:
 
 
 def _prune(root: Path, keep: int) -> None:
-    for path in _checkpoints(root)[: -max(keep, 1)]:
+    """Remove old checkpoints, and what killed processes left behind; the run's one learner is the only writer."""
+    leftovers = [path for path in root.iterdir() if path.name.startswith((_INCOMING, _RETIRED))]
+    for path in _checkpoints(root)[: -max(keep, 1)] + leftovers:
         shutil.rmtree(path)

@@ -1,19 +1,19 @@
 """The run as a state machine: events in, commands out; no Ray, no torch, no files, no clock of its own.
 
-    pending chunks ─Solve─► solver ─BlockSolved─┬─Store─► data set ─BlockStored───┐
-         ▲                                      └─Feed──► learner ──BlockIngested─┴─► credit back, next Solve
-         └── SolverLost: its chunks are pending again
-    (resumed runs: chunks that are stored already are fed by LoadAndFeed instead of being solved)
+    pending ─Solve─► solver ─BlockSolved─Store─► data set ─BlockStored─Feed─► learner ─BlockIngested─► credit back
+       ▲                │
+       └── SolverLost ──┘     (a chunk that an earlier attempt stored is not solved but fed by LoadAndFeed)
 
-| loop     | consumes         | produces         | waits for                               | unblocked by                |
-|----------|------------------|------------------|-----------------------------------------|-----------------------------|
-| solver   | Solve            | BlockSolved      | a request                               | credit of an earlier block  |
-| sink     | Store            | BlockStored      | a block                                 | BlockSolved                 |
-| ingest   | Feed             | BlockIngested    | room in the ring                        | a draw that frees or sees   |
-| training | frames           | TrainingEnded    | more than `threshold` frames in the ring| BlockIngested, end of data  |
-| driver   | events           | commands         | any event                               | everything                  |
+| loop     | consumes | produces      | waits for                         | unblocked by                |
+|----------|----------|---------------|-----------------------------------|-----------------------------|
+| solver   | Solve    | BlockSolved   | a request                         | credit of an earlier block  |
+| sink     | Store    | BlockStored   | a block                           | BlockSolved                 |
+| ingest   | Feed     | BlockIngested | BlockStored, room in the ring     | a draw that frees or sees   |
+| training | frames   | TrainingEnded | more than `threshold` frames there| BlockIngested, end of data  |
+| driver   | events   | commands      | any event                         | everything                  |
 
 The validation split is solved, stored and handed over completely before the first training chunk is requested.
+A block is fed once it is durable, so whatever a checkpoint of the learner refers to can be read back.
 The run is complete when every training chunk is stored and training has ended.
 """
 
@@ -91,6 +91,17 @@ class Finish:
 
 
 Command = Solve | Store | Feed | LoadAndFeed | StartTraining | EndProduction | RestartSolver | Checkpoint | Finish
+
+
+def stage_of(command: Command) -> str:
+    """Who carries a command out; names the culprit in `StageFailed`."""
+    match command:
+        case Solve():
+            return "solver"
+        case Store():
+            return "data set"
+        case _:
+            return "learner"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,8 +237,7 @@ class Controller:
             case BlockSolved(key=key, solver=solver):
                 return self._on_solved(key, solver)
             case BlockStored(key=key):
-                self._stored.add(key)
-                self._settle(key, "store")
+                return self._on_stored(key)
             case BlockIngested(key=key):
                 self._ingested.add(key)
                 self._settle(key, "feed")
@@ -240,6 +250,8 @@ class Controller:
             case StopRequested(reason=reason):
                 return self._stop(Finish("stopped", reason))
             case StageFailed(stage=stage, reason=reason):
+                if self._stopping:  # the checkpoint that was to end the run could not be saved
+                    return self._finish(self._stopping)
                 return self._stop(Finish("failed", f"{stage}: {reason}"))
             case CheckpointSaved():
                 if self._stopping:
@@ -301,7 +313,7 @@ class Controller:
 
     def _least_loaded(self) -> str | None:
         """The solver with the fewest requests, if it has fewer than two: one to work on and one in its queue."""
-        load = {name: 0 for name in self.solvers}
+        load = dict.fromkeys(self.solvers, 0)
         for name in self._solving.values():
             load[name] += 1
         name = min(self.solvers, key=load.__getitem__)
@@ -326,14 +338,13 @@ class Controller:
             return []  # solved elsewhere meanwhile: this solver had been given up
         del self._solving[key]
         self._losses[solver] = 0
-        commands: list[Command] = []
-        if "store" in self._open[key]:
-            commands.append(Store(key))
-        if key[0] == "train" and self._training_ended:
-            self._settle(key, "feed")
-        elif "feed" in self._open[key]:
-            commands.append(Feed(key))
-        return commands + self._proceed()
+        return [Store(key), *self._proceed()]
+
+    def _on_stored(self, key: BlockKey) -> list[Command]:
+        self._stored.add(key)
+        feed: list[Command] = [Feed(key)] if "feed" in self._open.get(key, ()) and not self._stopping else []
+        self._settle(key, "store")
+        return feed + self._proceed()
 
     def _settle(self, key: BlockKey, what: str) -> None:
         todo = self._open.get(key)

@@ -83,7 +83,7 @@ class Keeper:
             dataset.publish()
 
     def close(self, ending: Finish | None) -> None:
-        """Publish what is committed and let go of the files; without an ending the run crashed, which is journaled too."""
+        """Publish what is committed and let go of the files; no ending means a crash, which is journaled too."""
         try:
             self.publish()
         finally:

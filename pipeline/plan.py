@@ -108,10 +108,18 @@ def _buffer_sizes(study: Study, frames: int, frame_bytes: int) -> tuple[int, int
         )
     threshold = study.buffer.threshold
     if threshold is None:
-        threshold = 0 if study.buffer.policy == "fifo" else min(capacity // 4, 16 * batch)
+        threshold = 0 if study.buffer.policy == "fifo" else min(capacity // 4, 16 * batch, capacity - batch)
     if threshold >= capacity:
         raise StudyError(
-            f"buffer.threshold = {threshold} must be below the capacity of {capacity} frames; use at most {capacity - 1}"
+            f"buffer.threshold = {threshold} must be below the capacity of {capacity} frames; "
+            f"use at most {capacity - 1}"
+        )
+    if study.buffer.policy == "fifo" and threshold:
+        raise StudyError(f"buffer.threshold = {threshold} has no meaning for the policy fifo; leave it out")
+    if study.buffer.policy != "reservoir" and capacity - threshold < batch:
+        raise StudyError(
+            f"buffer.threshold = {threshold} leaves {capacity - threshold} of {capacity} frames to draw from, below "
+            f"learner.batch_size = {batch}; with firo use at most {capacity - batch}"
         )
     return capacity, threshold
 

@@ -12,7 +12,7 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import ndtri
@@ -21,7 +21,7 @@ Split = Literal["train", "validation"]
 
 
 class Outcome(enum.IntEnum):
-    """How the solve of one sample ended; only `CONVERGED` may reach training.  Codes are stored: append, never renumber."""
+    """How the solve of one sample ended; only `CONVERGED` may reach training.  Codes are stored: only append."""
 
     CONVERGED = 0
     MAX_ITERATIONS = 1
@@ -40,10 +40,10 @@ class Outcome(enum.IntEnum):
 
 _ADVICE = {
     Outcome.CONVERGED: "",
-    Outcome.MAX_ITERATIONS: "residual still above rtol: raise `solver.max_iterations` or choose a stronger preconditioner",
-    Outcome.DIVERGED: "the iteration broke down: the operator may be indefinite or singular here; try `method = \"direct\"`",
+    Outcome.MAX_ITERATIONS: "residual still above rtol: raise `solver.max_iterations`, or precondition better",
+    Outcome.DIVERGED: 'the iteration broke down: is the operator indefinite or singular? try `method = "direct"`',
     Outcome.NONFINITE_INPUT: "the problem drew NaN or inf: look at `draw` and `assemble` at this sample's seed",
-    Outcome.NONFINITE_SOLUTION: "the solution holds NaN or inf: the operator is probably singular at this parameter point",
+    Outcome.NONFINITE_SOLUTION: "the solution holds NaN or inf: the operator is probably singular at this point",
     Outcome.RESIDUAL_ABOVE_TOLERANCE: "the true residual misses rtol: loosen `solver.rtol`, or precondition better",
     Outcome.FACTORISATION_FAILED: "zero pivot: the matrix is singular, or not definite although the problem says so",
     Outcome.PROBLEM_RAISED: "the problem's own code raised: see `message` of the record in journal.jsonl",
@@ -54,7 +54,7 @@ _ADVICE = {
 class Parameter:
     """One scalar parameter θᵢ of a problem and the distribution it is drawn from.
 
-    `uniform` and `log_uniform` fill [low, high]; `normal` has mean (low + high)/2 and standard deviation (high - low)/2.
+    `uniform` and `log_uniform` fill [low, high]; `normal` has mean (low + high)/2 and deviation (high - low)/2.
     """
 
     name: str
@@ -221,4 +221,4 @@ class Batch:
 
     keys: np.ndarray
     """int64 (b,): sample id · steps + step."""
-    arrays: Mapping[str, object] = field(default_factory=dict)
+    arrays: Mapping[str, Any] = field(default_factory=dict)

@@ -22,10 +22,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from forebay.pipeline.journal import is_being_written
 from forebay.pipeline.report_fields import sample_views
 from forebay.pipeline.report_figures import Figure, buffer_occupancy, error_curves, reuse_histogram
 from forebay.pipeline.run_log import RunLog, read_run
-from forebay.pipeline.summary import Summary, summarise, what_reuse_means
+from forebay.pipeline.summary import Summary, summarise_log, what_reuse_means
 from forebay.pipeline.summary_text import NAMES, duration, percent, plural, quantity
 from forebay.pipeline.toml import to_toml
 
@@ -52,7 +53,8 @@ def write_report(run: Path) -> Path:
     Raises:
         RunError: the folder holds no run, or a file in it is damaged.
     """
-    log, summary = read_run(run), summarise(run)
+    log = read_run(run)
+    summary = summarise_log(log, writing=is_being_written(run / "journal.jsonl"))
     scripts = _scripts()
     page = (
         _environment()
@@ -84,9 +86,9 @@ def _environment() -> Environment:
         loader=PackageLoader("forebay.pipeline"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {
-        "percent": percent,
+        "percent": lambda share: _unbroken(percent(share)),
         "quantity": quantity,
-        "duration": duration,
+        "duration": lambda seconds: _unbroken(duration(seconds)),
         "plural": plural,
         "json": _json_for_html,
         "code": _code,
@@ -140,6 +142,11 @@ def _policy(scripts: tuple[Markup, ...]) -> str:
 def _code(text: str) -> Markup:
     """Words in backticks as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text)))
+
+
+def _unbroken(text: str) -> str:
+    """A number and its unit stay on one line."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _json_for_html(value: Any) -> Markup:

@@ -83,7 +83,8 @@ class _Places:
     def __init__(self, arrays: Arrays) -> None:
         prefix = "coordinates/"
         self.coordinates = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-        self.triangles = arrays.get("triangles")
+        triangles = arrays.get("triangles", self.coordinates.get("triangles"))
+        self.triangles = None if triangles is None else triangles.astype(np.int64)
         self._rasters: dict[int, Raster] = {}
 
     def mesh(self, nodes: int) -> Raster | None:
@@ -135,7 +136,9 @@ def _view(arrays: Arrays, places: _Places, row: int) -> SampleView:
     page = _Page()
     for name, values in arrays.items():
         kind, _, label = name.partition("/")
-        if kind == "input":
+        if name == "parameters":
+            _list_numbers(page, arrays, name, np.asarray(values[row], float))
+        elif kind == "input":
             _show_input(page, places, arrays, label, np.asarray(values[row], float))
     for name, values in arrays.items():
         kind, _, label = name.partition("/")
@@ -157,10 +160,7 @@ def _show_input(page: _Page, places: _Places, arrays: Arrays, label: str, values
     pixels = places.pixels(values)
     few = values.ndim <= 1 and values.size <= FEW and pixels is None
     if few or label == "parameters":
-        names = arrays.get("parameter_names", np.array([]))
-        for place, value in enumerate(np.atleast_1d(values)):
-            named = label == "parameters" and place < len(names)
-            page.numbers.append((str(names[place]) if named else f"{label}[{place}]", quantity(float(value))))
+        _list_numbers(page, arrays, label, values)
     elif pixels is not None:
         low, high = _range(values)
         page.panels.append(_image(f"input {label}", pixels, low, high, FIELD, places.ratio(values, pixels)))
@@ -170,6 +170,12 @@ def _show_input(page: _Page, places: _Places, arrays: Arrays, label: str, values
         page.panels.append(Panel(f"input {label}", _range_text(f"input {label}", values), figure=figure))
     else:
         page.notes.append(_not_drawn(f"input {label}", values))
+
+
+def _list_numbers(page: _Page, arrays: Arrays, label: str, values: np.ndarray) -> None:
+    names = arrays.get("parameter_names", np.array([])) if label == "parameters" else np.array([])
+    for place, value in enumerate(values.ravel()):
+        page.numbers.append((str(names[place]) if place < len(names) else f"{label}[{place}]", quantity(float(value))))
 
 
 def _show_output(page: _Page, places: _Places, label: str, reference: np.ndarray, prediction: np.ndarray) -> None:

@@ -118,16 +118,33 @@ def _figure(traces: list[Figure], *, x: str, y: str, log_y: bool = False) -> Fig
 
 
 def _log_ticks(values: Sequence[float | None]) -> Figure:
-    """Labels at 1, 2, 5 of each decade, or at decades alone; plotly's own ones drop the power: a bare "2" and "5"."""
-    powers = [math.log10(value) for value in values if value is not None and value > 0]
-    if not powers:
+    """Labels at decades, or at 1, 2, 5 of each, or finer: the coarsest choice that puts three into the range.
+
+    Plotly's own ones drop the power (a bare "2" and "5"), and there are none at all on a range below a factor of two.
+    """
+    positive = [value for value in values if value is not None and value > 0]
+    if not positive:
         return {}
-    decades = range(math.floor(min(powers)), math.ceil(max(powers)) + 1)
-    steps = (1, 2, 5) if len(decades) <= 4 else (1,)
-    return {
-        "tickvals": [step * 10.0**decade for decade in decades for step in steps],
-        "ticktext": [f"{step * 10.0**decade:.3g}" for decade in decades for step in steps],
-    }
+    low, high = min(positive), max(positive)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in ((1,), (1, 2, 5), range(1, 10)):
+        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(ticks) >= 3:
+            break
+    else:
+        ticks = _even_ticks(low, high) or ticks or [low]
+    return {"tickvals": ticks, "ticktext": [f"{tick:.6g}" for tick in ticks]}
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """At least three multiples of 1, 2 or 5 times a power of ten in the range; none if it is of no width."""
+    if high <= low * (1 + 1e-4):
+        return []
+    power = math.floor(math.log10(high - low))
+    steps = [step * 10.0**exponent for exponent in (power, power - 1) for step in (5, 2, 1)]
+    step = next(step for step in steps if math.floor(high / step) - math.ceil(low / step) >= 2)
+    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _layout(x: str, y: str) -> Figure:

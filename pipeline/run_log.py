@@ -140,16 +140,17 @@ def _ingested(events: Iterable[Line]) -> dict[int, int]:
 
 
 def _attempts(events: Sequence[Line], metrics: Sequence[Line]) -> list[Attempt]:
-    starts = [event["t"] for event in events if event["event"] == "run_started"]
+    starts = [place for place, event in enumerate(events) if event["event"] == "run_started"]
     attempts = []
-    for start, until in pairwise([*starts, math.inf]):
-        window = [event for event in events if start <= event["t"] < until]
-        measured = [line for line in metrics if start <= line["t"] < until]
-        attempts.append(_attempt(start, window, measured))
+    for place, after in pairwise([*starts, len(events)]):
+        until = events[after]["t"] if after < len(events) else math.inf
+        measured = [line for line in metrics if events[place]["t"] <= line["t"] < until]
+        attempts.append(_attempt(events[place:after], measured))
     return attempts
 
 
-def _attempt(start: float, events: Sequence[Line], metrics: Sequence[Line]) -> Attempt:
+def _attempt(events: Sequence[Line], metrics: Sequence[Line]) -> Attempt:
+    start = events[0]["t"]
     last = max(line["t"] for line in (*events, *metrics))
     training = [event for event in events if event.get("split") == "train"]
     stored = [event["t"] for event in training if event["event"] == "block_stored"]

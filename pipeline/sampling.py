@@ -18,8 +18,9 @@ DesignKind = Literal["random", "sobol", "latin_hypercube"]
 def sample_seed(run_seed: int, stream: str, sample_id: int) -> int:
     """The 64-bit key word of a sample's generator: BLAKE2b of (run seed, stream name, sample id).
 
-    A hash of the three, not a sum: neighbouring runs share no streams, and the value is the same on every machine and in
-    every version of Python.  Source: RFC 7693; the text hashed is "run_seed/stream/sample_id", personalised "forebay".
+    A hash of the three, not a sum: neighbouring runs share no streams, and the value is the same on every machine and
+    in every version of Python.  Source: RFC 7693; the text hashed is "run_seed/stream/sample_id", personalised
+    "forebay".
     """
     text = f"{run_seed}/{stream}/{sample_id}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"forebay").digest(), "little")

@@ -89,7 +89,7 @@ def _status(log: RunLog, writing: bool) -> tuple[Status, str]:
     if finished is not None:
         return finished["status"], str(finished.get("reason", ""))
     if not writing:
-        return "interrupted", "its process ended without a word (killed, or the machine went down)"
+        return "interrupted", "its process ended without a word: killed, or the machine went down"
     stops = [str(event.get("reason", "")) for event in since_start if event["event"] == "stop_requested"]
     return "running", f"asked to stop: {stops[-1]}" if stops else ""
 

@@ -99,7 +99,7 @@ def percent(share: float) -> str:
     """A share of one as per cent, with the digits that a reader can use."""
     if not math.isfinite(share):
         return "unknown"
-    return f"{100 * share:.2f} %" if share < 0.1 else f"{100 * share:.0f} %"
+    return f"{100 * share:.2f} %" if 0 < share < 0.1 else f"{100 * share:.0f} %"
 
 
 def quantity(value: float) -> str:

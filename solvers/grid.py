@@ -1,4 +1,9 @@
-"""Cell-centred five-point finite volumes on the unit square: sparsity once, values by one gather a sample."""
+"""Cell-centred five-point finite volumes on the unit square: sparsity once, values by one gather a sample.
+
+Equations are integrated over the cells and stay multiplied by the cell's area h²: a row of `-∇·(a∇u) = f` reads
+Σ T (u_cell - u_neighbour) = f h², with the transmissibility T of each face.  Walls have Dirichlet values, half a cell
+away from the nearest centre.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +17,27 @@ from forebay.pipeline.records import Coordinate
 
 @dataclass(frozen=True)
 class Grid:
-    """n x n cells of side h = 1/n; cell (i, j) has its centre at y = (i + 1/2) h, x = (j + 1/2) h; row-major numbering."""
+    """n x n cells of side h = 1/n; cell (i, j) has its centre at y = (i + 1/2) h, x = (j + 1/2) h; row-major numbering.
+
+    Raises:
+        ValueError: fewer than two cells a side.
+    """
 
     n: int
 
+    def __post_init__(self) -> None:
+        if self.n < 2:
+            raise ValueError(f"a grid of {self.n} cells a side has no inner face; it needs at least 2")
+
     @property
     def h(self) -> float:
-        """Side of a cell."""
+        """Side of a cell, [m]."""
         return 1.0 / self.n
 
     @property
-    def unknowns(self) -> int:
-        """Number of cells."""
-        return self.n * self.n
+    def shape(self) -> tuple[int, int]:
+        """Of a field: (y, x)."""
+        return self.n, self.n
 
     @cached_property
     def centres(self) -> np.ndarray:
@@ -36,13 +49,17 @@ class Grid:
         """The axes y and x for a schema."""
         return tuple(Coordinate(name, (name,), self.centres, "m") for name in ("y", "x"))
 
+    @cached_property
+    def stencil(self) -> FivePoint:
+        """Sparsity of this grid and its scratch arrays; for one thread at a time."""
+        return FivePoint(self.n)
+
 
 class FivePoint:
-    """CSR pattern of the five-point stencil with Dirichlet walls, and the place of each coefficient in it.
+    """CSR pattern of the five-point stencil on n x n cells, and the place of each coupling in it.
 
-    `fill` takes the diagonal and the four off-diagonal coefficient fields of the rows, each (n, n): entry (i, j) of
-    `south` couples cell (i, j) with (i - 1, j), `north` with (i + 1, j), `west` with (i, j - 1), `east` with (i, j + 1).
-    Couplings that would leave the square are ignored: the caller has put them into diagonal and right-hand side.
+    Every filler writes the CSR values (nnz,) in place: the couplings of all cells go to one array (5, n, n), and one
+    gather, planned when the object is made, puts them in CSR order.
     """
 
     def __init__(self, n: int) -> None:
@@ -56,35 +73,84 @@ class FivePoint:
         )
         rows = np.concatenate([r.ravel() for r, _ in neighbours])
         columns = np.concatenate([c.ravel() for _, c in neighbours])
-        stencil = np.concatenate([np.full(r.size, k) for k, (r, _) in enumerate(neighbours)])
+        plane = np.concatenate([np.full(r.size, k) for k, (r, _) in enumerate(neighbours)])
         order = np.lexsort((columns, rows))
         self.indices = columns[order].astype(np.int32)
         self.indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n * n))]).astype(np.int32)
-        self._take = (stencil * n * n + rows)[order]
-        self._stencil = np.empty((5, n, n))
+        self.diagonal = np.flatnonzero(plane[order] == 0)
+        """Positions of the diagonal in the values, by row, (n²,)."""
+        self._take = (plane * n * n + rows)[order]
+        self._planes = np.empty((5, n, n))
 
     @property
     def pattern(self) -> tuple[np.ndarray, np.ndarray]:
-        """`indptr` and sorted `indices`."""
+        """`indptr` (n² + 1,) and sorted `indices` (nnz,), int32."""
         return self.indptr, self.indices
 
-    def fill(self, values: np.ndarray, diagonal: object, south: object, north: object, west: object, east: object) -> None:
-        """Write the CSR values; each argument broadcasts to (n, n)."""
-        for k, coefficient in enumerate((diagonal, south, north, west, east)):
-            self._stencil[k] = coefficient
-        np.take(self._stencil.reshape(-1), self._take, out=values)
+    @cached_property
+    def laplacian(self) -> np.ndarray:
+        """Values (nnz,) of -Δ h²; read-only."""
+        values = np.empty(len(self.indices))
+        self.fill_diffusion(values, np.ones(self._planes.shape[1:]))
+        values.setflags(write=False)
+        return values
+
+    def fill(
+        self, values: np.ndarray, *, south: np.ndarray, north: np.ndarray, west: np.ndarray, east: np.ndarray
+    ) -> None:
+        """Rows Σ c (u_cell - u_neighbour) with couplings c, each (n, n), to the cell at y - h, y + h, x - h and x + h.
+
+        Couplings to a wall stay in the diagonal; c times the wall's value belongs to the right-hand side.
+        """
+        couplings = (south, north, west, east)
+        for plane, coupling in zip(self._planes[1:], couplings, strict=True):
+            np.negative(coupling, out=plane)
+        diagonal = self._planes[0]
+        np.add(south, north, out=diagonal)
+        diagonal += west
+        diagonal += east
+        # Every index is valid by construction; only mode "raise" would gather into a second buffer first.
+        np.take(self._planes.reshape(-1), self._take, out=values, mode="clip")
+
+    def fill_diffusion(self, values: np.ndarray, a: np.ndarray) -> None:
+        """-∇·(a ∇u) h² for cell-wise a (n, n) > 0; symmetric positive definite, second order where a is smooth."""
+        across_y, across_x = transmissibilities(a)
+        self.fill(values, south=across_y[:-1], north=across_y[1:], west=across_x[:, :-1], east=across_x[:, 1:])
+
+    def fill_transport(self, values: np.ndarray, flux_y: np.ndarray, flux_x: np.ndarray) -> None:
+        """(-Δu + F·∇u) h², upwind, for the divergence-free fluxes F h through the faces, (n + 1, n) and (n, n + 1).
+
+        What leaves a cell equals what enters it, so each row is the sum of inflow · (u_cell - u_upstream): an M-matrix
+        at any speed, first order in the convective part.
+        """
+        unit_y, unit_x = self._unit_faces
+        upward, rightward = np.maximum(flux_y, 0.0), np.maximum(flux_x, 0.0)
+        downward, leftward = upward - flux_y, rightward - flux_x
+        for inflow, unit in ((upward, unit_y), (downward, unit_y), (rightward, unit_x), (leftward, unit_x)):
+            inflow += unit
+        self.fill(values, south=upward[:-1], north=downward[1:], west=rightward[:, :-1], east=leftward[:, 1:])
+
+    @cached_property
+    def _unit_faces(self) -> tuple[np.ndarray, np.ndarray]:
+        return transmissibilities(np.ones(self._planes.shape[1:]))
 
 
 def transmissibilities(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Face transmissibilities of a cell-wise coefficient a (n, n): harmonic means inside, 2a at the walls.
+    """Face transmissibilities of a cell-wise coefficient a (n, n) > 0: harmonic means inside, 2a at the walls.
 
-    Returns those of the y-faces, (n + 1, n), and of the x-faces, (n, n + 1).  Distances and areas cancel in two
-    dimensions, except at a wall, which is half a cell away.
+    T = 1 / (R₁ + R₂) with the resistance R = 1/(2a) of half a cell; a wall is half a cell away.  Returns those of the
+    y-faces, (n + 1, n), and of the x-faces, (n, n + 1); distances and areas cancel in two dimensions.
     """
     n = a.shape[0]
+    resistance = 0.5 / a
     across_y, across_x = np.empty((n + 1, n)), np.empty((n, n + 1))
-    across_y[1:-1] = 2 * a[1:] * a[:-1] / (a[1:] + a[:-1])
-    across_y[0], across_y[-1] = 2 * a[0], 2 * a[-1]
-    across_x[:, 1:-1] = 2 * a[:, 1:] * a[:, :-1] / (a[:, 1:] + a[:, :-1])
-    across_x[:, 0], across_x[:, -1] = 2 * a[:, 0], 2 * a[:, -1]
-    return across_y, across_x
+    np.add(resistance[1:], resistance[:-1], out=across_y[1:-1])
+    across_y[0], across_y[-1] = resistance[0], resistance[-1]
+    np.add(resistance[:, 1:], resistance[:, :-1], out=across_x[:, 1:-1])
+    across_x[:, 0], across_x[:, -1] = resistance[:, 0], resistance[:, -1]
+    return np.reciprocal(across_y, out=across_y), np.reciprocal(across_x, out=across_x)
+
+
+def walls(cells: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Views of the cells at y = 0, y = 1, x = 0 and x = 1 of a field (n, n); a corner cell belongs to two walls."""
+    return cells[0], cells[-1], cells[:, 0], cells[:, -1]

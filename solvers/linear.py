@@ -30,6 +30,8 @@ REFINEMENTS = 2
 CORRECTIONS = 8
 """Restarts of a Krylov method whose own norm was met before the true residual was."""
 
+RHS_NOT_FINITE = "the right-hand side holds NaN or inf"
+
 _prefixes = itertools.count(1)
 
 
@@ -165,7 +167,7 @@ class LinearSolver:
                 return Outcome.FACTORISATION_FAILED, f"zero on the diagonal, which {self.choice.pc} divides by"
             self._checked_state = state
         if not np.isfinite(self.system.rhs).all():
-            return Outcome.NONFINITE_INPUT, "the right-hand side holds NaN or inf"
+            return Outcome.NONFINITE_INPUT, RHS_NOT_FINITE
         return None
 
     def _unsolved(self, outcome: Outcome, message: str) -> Solution:
@@ -228,9 +230,9 @@ class LinearSolver:
         """After the first set-up every valid option has been asked for by some part of PETSc."""
         if self._options_checked:
             return
-        options = self._PETSc.Options(self._prefix)
+        options = self._PETSc.Options()  # `used` ignores a prefix of the object
         for name, value in self.method.options.items():
-            if not options.used(name):
+            if not options.used(self._prefix + name):
                 raise StudyError(
                     f"solver.options.{name} = {value!r} is not an option of {self.label}; look it up in the PETSc "
                     f"manual page of the method or preconditioner"
@@ -259,6 +261,10 @@ def _default_options(choice: Choice) -> dict[str, OptionValue]:
     if choice.pc == "gamg":
         # Kept interpolation would make an answer depend on which samples came before.
         return {"pc_gamg_reuse_interpolation": False}
+    if choice.pc in ("icc", "bjacobi", "asm", "gasm"):
+        # By default incomplete Cholesky shifts the diagonal until its pivots are positive; on a singular or not
+        # symmetric matrix with dominant diagonal the shift is zero and PETSc 3.25 never returns.
+        return {"pc_factor_shift_type" if choice.pc == "icc" else "sub_pc_factor_shift_type": "none"}
     if choice.ksp == "minres" and choice.pc == "jacobi":
         # MINRES needs a positive definite preconditioner even where the diagonal changes sign.
         return {"pc_jacobi_abs": True}

@@ -14,7 +14,7 @@ from forebay.pipeline.records import Outcome
 from forebay.pipeline.stages import Draw, TransientProblem
 from forebay.solvers.assemble import System
 from forebay.solvers.columns import Columns
-from forebay.solvers.linear import LinearSolver
+from forebay.solvers.linear import RHS_NOT_FINITE, Factorisation, LinearSolver
 from forebay.solvers.sample import Arrays, GuardedProblem, Row, Timings
 
 
@@ -73,37 +73,35 @@ class BlockMarch:
         idle = np.ones(len(columns.rhs), dtype=bool)
         idle[[row.position for row, _ in alive]] = False
         columns.rhs[idle] = 0.0
-        residuals, refinements, outcomes, message = self._solve(columns)
+        factorisation = self._solver.factor()
+        residuals, refinements = self._solve(columns, factorisation)
         for row, values in alive:
             with row.guard(arrays):
                 k = row.position
-                row.certify(int(refinements[k]), float(residuals[k]), Outcome(outcomes[k]), message)
+                outcome, message = self._outcome(factorisation, columns, k, residuals[k])
+                row.certify(int(refinements[k]), float(residuals[k]), outcome, message)
                 self._guarded.keep(arrays, k, values, columns.x[k], step - 1)
 
-    def _solve(self, columns: Columns) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-        """Residual, refinement steps and outcome of every column, and what is said about failures."""
-        start, certifying = time.perf_counter(), columns.seconds_certifying
-        count = len(columns.rhs)
-        factorisation = self._solver.factor()
+    def _solve(self, columns: Columns, factorisation: Factorisation) -> tuple[np.ndarray, np.ndarray]:
+        """Residual and refinement steps of every column; NaN and 0 without a factor."""
         if factorisation.outcome is not Outcome.CONVERGED:
-            residuals = np.full(count, np.nan)
-            return residuals, np.zeros(count), np.full(count, factorisation.outcome), factorisation.message
-        residuals, refinements = columns.solve(factorisation.matrix)
+            return np.full(len(columns.rhs), np.nan), np.zeros(len(columns.rhs))
+        start, certifying = time.perf_counter(), columns.seconds_certifying
+        result = columns.solve(factorisation.matrix)
         certifying = columns.seconds_certifying - certifying
         self._timings.solve += time.perf_counter() - start - certifying
         self._timings.certify += certifying
-        return residuals, refinements, self._outcomes(columns, residuals), ""
+        return result
 
-    def _outcomes(self, columns: Columns, residuals: np.ndarray) -> np.ndarray:
-        outcomes = np.full(len(residuals), Outcome.CONVERGED)
-        for k in np.flatnonzero(~(residuals <= self._solver.method.rtol)):
-            if not np.isfinite(columns.rhs[k]).all():
-                outcomes[k] = Outcome.NONFINITE_INPUT
-            elif not np.isfinite(columns.x[k]).all():
-                outcomes[k] = Outcome.NONFINITE_SOLUTION
-            else:
-                outcomes[k] = Outcome.RESIDUAL_ABOVE_TOLERANCE
-        return outcomes
+    def _outcome(self, factorisation: Factorisation, columns: Columns, k: int, residual: float) -> tuple[Outcome, str]:
+        if factorisation.outcome is not Outcome.CONVERGED:
+            return factorisation.outcome, factorisation.message
+        if residual <= self._solver.method.rtol:
+            return Outcome.CONVERGED, ""
+        if not np.isfinite(columns.rhs[k]).all():
+            return Outcome.NONFINITE_INPUT, RHS_NOT_FINITE
+        finite = np.isfinite(columns.x[k]).all()
+        return Outcome.RESIDUAL_ABOVE_TOLERANCE if finite else Outcome.NONFINITE_SOLUTION, ""
 
     def _columns_for(self, count: int) -> Columns:
         if count not in self._columns:

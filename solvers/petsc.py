@@ -14,14 +14,8 @@ from typing import Any
 
 from forebay.pipeline.errors import ForebayError
 
-_ARGUMENTS = [
-    "forebay",
-    # PETSc's own handler would swallow SIGTERM, so a run could not save its state before it ends.
-    "-no_signal_handler",
-    # An option that names a misspelt sub-solver is reported by `linear`, with the study's key.
-    "-options_left",
-    "no",
-]
+# PETSc's own handlers would end the process at SIGTERM, before a run has saved its state.
+_ARGUMENTS = ["forebay", "-no_signal_handler"]
 
 
 @functools.cache

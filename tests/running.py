@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
-TINY = '''
+POLL = threading.Event()
+"""Never set: its timed wait leaves the core to the run that is being watched."""
+
+TINY = """
 name = "tiny"
 seed = 314
 samples = {samples}
@@ -43,7 +47,7 @@ executor = "{executor}"
 cores = 2
 checkpoint_every_s = {checkpoint_every_s}
 publish_every_s = 0.2
-'''
+"""
 
 
 def write_tiny(folder: Path, *, executor: str, samples: int = 40, batches: int = 30, checkpoint_every_s: float = 60):
@@ -89,6 +93,22 @@ def events(run: Path, name: str) -> list[dict]:
     return [line for line in map(json.loads, complete) if line["event"] == name]
 
 
+def wait_for_exit(pids: list[int], timeout: float) -> list[int]:
+    """Processes of a list that are still there after a while."""
+    end = time.monotonic() + timeout
+    while (left := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < end:
+        POLL.wait(0.2)
+    return left
+
+
+def is_alive(pid: int) -> bool:
+    """Does the process exist, other than as a zombie?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def wait_until(condition, process: subprocess.Popen[str], timeout: float = 120) -> None:
     """Poll until something is true; fails with the output when the process ends first."""
     end = time.monotonic() + timeout
@@ -97,4 +117,4 @@ def wait_until(condition, process: subprocess.Popen[str], timeout: float = 120) 
             raise AssertionError(f"the run ended before that: {process.communicate()[0]}")
         if time.monotonic() > end:
             raise AssertionError("not within the time limit")
-        os.sched_yield()
+        POLL.wait(0.02)

@@ -1,6 +1,6 @@
 """Learner actor: unpack, call one plain object, pack.
 
-Three concurrency groups, one thread each for data and training: `ingest` blocks while the ring is full (that is the
+Three concurrency groups (`GROUPS` says with how many threads): `ingest` blocks while the ring is full (that is the
 back-pressure), `train` runs until training ends, `control` answers at any time.
 """
 
@@ -10,12 +10,14 @@ import os
 from typing import Any
 
 import ray
+
 from forebay.cluster.specs import RunSpec, load_block, make_learner
 from forebay.pipeline.controller import BlockKey
 from forebay.pipeline.records import Block
 
+GROUPS = {"ingest": 1, "train": 1, "control": 2}
 
-@ray.remote(max_restarts=0, concurrency_groups={"ingest": 1, "train": 1, "control": 2})
+
 class LearnerActor:
     """One torch stack; owns the ring."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ray
+
 from forebay.cluster.specs import RunSpec, make_solver
 from forebay.pipeline.records import Block, Split
 
 
-@ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
 class SolverActor:
     """One PETSc stack; makes blocks on request and leaves them in this node's object store."""
 

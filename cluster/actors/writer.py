@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 
-import ray
 from forebay.cluster.specs import RunSpec, make_sinks
 from forebay.pipeline.records import Block
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
 class WriterActor:
     """Makes blocks durable; needs no core of its own since it mostly waits for the disk."""
 

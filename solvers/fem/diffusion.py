@@ -78,5 +78,5 @@ def _dof_of_node(domain: Any, space: Any) -> np.ndarray:
     """Degree of freedom of every node of the mesh that `domain` was made from; P1 dofs sit at the cells' corners."""
     node_of_point = domain.geometry.input_global_indices
     numbering = np.empty(len(node_of_point), dtype=np.int64)
-    numbering[node_of_point[domain.geometry.dofmap]] = space.dofmap.list
+    numbering[node_of_point[domain.geometry.dofmaps[0]]] = space.dofmap.list
     return numbering

@@ -78,7 +78,8 @@ def generate_mesh(
     """Mesh the part of [0, box₀] × [0, box₁] where `distance` < 0 with edges near `element_size`.
 
     Edges act as springs that only push; points that leave the domain are projected back; the triangulation is renewed
-    when points have moved by a tenth of an edge.  `corners` are nodes that stay.  About 1 s for 2,000 nodes.
+    when points have moved by a tenth of an edge.  `corners` are nodes that stay; name every corner
+    of the boundary.  About 1 s for 2,000 nodes.
 
     Raises:
         ProblemError: an element size that is not positive or does not resolve the domain.
@@ -108,7 +109,8 @@ def generate_mesh(
         raise ProblemError(
             f"element_size = {element_size} does not resolve the domain: the flattest triangle has quality "
             f"{mesh.quality.min():.2f} (at least {_LEAST_QUALITY} is needed), the farthest boundary node is "
-            f"{off / element_size:.2f} edges off the boundary (at most {_OFF_BOUNDARY}); halve it"
+            f"{off / element_size:.2f} edges off the boundary (at most {_OFF_BOUNDARY}); halve it, or name the "
+            f"corners that are missing"
         )
     return mesh
 

@@ -6,19 +6,21 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import json
 import sys
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import ModuleType
+from typing import Any, cast, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from forebay.pipeline.errors import ProblemError, StudyError
 from forebay.pipeline.stages import Problem
 from forebay.solvers.problems.contract import check_contract
 
-__all__ = ["PROBLEMS", "check_contract", "describe_problems", "load_problem"]
+__all__ = ["PROBLEMS", "OptionCard", "ProblemCard", "check_contract", "describe_problems", "load_problem"]
 
 PROBLEMS: Mapping[str, str] = {
     "darcy": "forebay.solvers.problems.darcy:Darcy",
@@ -30,6 +32,8 @@ PROBLEMS: Mapping[str, str] = {
 }
 """What `problem.name` may say besides "file.py:Class"."""
 
+_LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
 
 @dataclass(frozen=True, slots=True)
 class OptionCard:
@@ -37,7 +41,9 @@ class OptionCard:
 
     name: str
     type: str
+    """With its range, for example "integer >= 32 <= 512"."""
     default: str
+    """As TOML writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,50 +52,66 @@ class ProblemCard:
 
     name: str
     summary: str
+    """First line of its documentation: the equation."""
     options: tuple[OptionCard, ...]
 
 
 def load_problem(name: str, options: Mapping[str, Any], *, folder: Path) -> Problem:
-    """A problem with its options.
+    """A problem with its options, the keys of the study's `[problem]` table but for `name`.
 
     `name` is one of `PROBLEMS`, or "file.py:Class" with the file relative to `folder`; that file is executed, because
-    the user named it.
+    the user named it, and a user's problem passes `check_contract` before it is returned.  Its module gets a name made
+    from path and content: pickles of its objects load wherever `load_problem` was called for the same file.
 
     Raises:
-        StudyError: unknown name or option, or an option of the wrong type or range.
-        ProblemError: missing file or class, or a class that is not a dataclass.
+        StudyError: unknown name or option, or an option of the wrong type or range; every faulty option is listed.
+        ProblemError: missing file or class, a class that is not a dataclass, or one that breaks the contract.
     """
-    return _make(_find_class(name, folder), options)
+    if name in PROBLEMS:
+        return _make(_class_from_module(PROBLEMS[name]), options)
+    file, separator, class_name = name.rpartition(":")
+    if separator and file.endswith(".py"):
+        problem = _make(_class_from_file(folder / file, class_name), options)
+        check_contract(problem)
+        return problem
+    hint = _suggestion(name, PROBLEMS, "choose one of")
+    raise StudyError(f'problem.name = {name!r} is not a known problem; {hint}, or name your own as "file.py:Class"')
 
 
 def describe_problems() -> tuple[ProblemCard, ...]:
     """Every built-in problem with its options."""
-    return tuple(_card(name, _from_module(path)) for name, path in PROBLEMS.items())
+    return tuple(_card(name, _class_from_module(path)) for name, path in PROBLEMS.items())
 
 
-def _find_class(name: str, folder: Path) -> type:
-    if name in PROBLEMS:
-        return _from_module(PROBLEMS[name])
-    file, separator, class_name = name.rpartition(":")
-    if separator and file.endswith(".py"):
-        return _from_file(folder / file, class_name)
-    near = difflib.get_close_matches(name, PROBLEMS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(PROBLEMS)}"
-    raise StudyError(f'problem.name = {name!r} is not a known problem; {hint}, or name your own as "file.py:Class"')
+def _suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(known) or 'none'}"
 
 
-def _from_module(path: str) -> type:
+def _class_from_module(path: str) -> type:
     module, _, name = path.partition(":")
     found: type = getattr(importlib.import_module(module), name)
     return found
 
 
-def _from_file(path: Path, class_name: str) -> type:
-    """Execute a user's file under a name of its own, so that its classes can be found again by whoever unpickles."""
+def _class_from_file(path: Path, class_name: str) -> type:
     path = path.resolve()
     if not path.is_file():
         raise ProblemError(f"problem file {path} does not exist; problem.name is relative to the study's folder")
-    name = f"forebay_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    module = _execute(path)
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        classes = [k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
+        raise ProblemError(f"{path} has no class {class_name!r}; {_suggestion(class_name, classes, 'its classes:')}")
+    return found
+
+
+def _execute(path: Path) -> ModuleType:
+    """The file as a module, executed once for each content it had."""
+    digest = hashlib.blake2b(str(path).encode() + b"\0" + path.read_bytes(), digest_size=8).hexdigest()
+    name = f"forebay_user_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ProblemError(f"problem file {path} cannot be imported; it must be a Python file")
@@ -99,49 +121,81 @@ def _from_file(path: Path, class_name: str) -> type:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ProblemError(f"problem file {path} raised {type(error).__name__}: {error}; run it alone to see") from error
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
-        classes = [k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == name]
-        raise ProblemError(f"{path} has no class {class_name!r}; it has {', '.join(classes) or 'none'}")
-    return found
+        raise ProblemError(
+            f"problem file {path} raised {type(error).__name__}: {error}; `python {path.name}` shows where"
+        ) from error
+    return module
 
 
 def _make(cls: type, options: Mapping[str, Any]) -> Problem:
     if not is_dataclass(cls):
-        raise ProblemError(f"{cls.__name__} is not a dataclass; decorate it with @dataclass(frozen=True)")
-    hints = get_type_hints(cls, include_extras=True)
-    known = [f.name for f in fields(cls) if f.init]
+        raise ProblemError(f"{cls.__name__} is not a dataclass; decorate it with @dataclass(frozen=True, kw_only=True)")
+    hints = _hints(cls)
+    known = {item.name: item for item in fields(cls) if item.init}
     values: dict[str, Any] = {}
+    faults: list[str] = []
     for key, value in options.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"
-            raise StudyError(f"problem.{key} = {value!r} is not an option of {cls.__name__}; {hint}")
+            hint = _suggestion(key, known, "known keys:")
+            faults.append(f"problem.{key} = {value!r} is not an option of {cls.__name__}; {hint}")
+            continue
         try:
-            values[key] = TypeAdapter(hints[key]).validate_python(value)
+            # Strict, and through JSON: "64" and true are no integers, while a list may fill a tuple.
+            values[key] = _adapter(cls, key, hints[key]).validate_json(json.dumps(value, default=str), strict=True)
         except ValidationError as error:
-            wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
-            raise StudyError(f"problem.{key} = {value!r} is not allowed: it should be {wanted}") from None
-    missing = [f.name for f in fields(cls) if f.init and f.name not in values and _default(f) is MISSING]
-    if missing:
-        raise StudyError(f"problem.{missing[0]} is missing; {cls.__name__} has no default for it")
+            faults.append(_explain(key, value, known[key], error))
+    missing = [key for key, item in known.items() if key not in options and _default(item) is MISSING]
+    faults += [f"problem.{key} is missing; {cls.__name__} has no default for it" for key in missing]
+    if faults:
+        raise StudyError("\n".join(faults))
     try:
-        problem: Problem = cls(**values)
-    except ValueError as error:
-        raise StudyError(f"problem {cls.__name__}: {error}") from error
+        problem: Problem = cast(Any, cls)(**values)
+    except (ValueError, TypeError) as error:
+        raise StudyError(f"problem options {dict(options)} were refused by {cls.__name__}: {error}") from error
     return problem
 
 
+def _explain(key: str, value: Any, item: Field[Any], error: ValidationError) -> str:
+    wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
+    default = _default(item)
+    remedy = "" if default is MISSING else f"; the default is {json.dumps(default, default=str)}"
+    return f"problem.{key} = {value!r} is not allowed: it should be {wanted}{remedy}"
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        raise ProblemError(f"{cls.__name__} has an annotation that cannot be resolved: {error}; import it") from error
+
+
+def _adapter(cls: type, key: str, hint: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(hint)
+    except PydanticSchemaGenerationError as error:
+        raise ProblemError(
+            f"option {key!r} of {cls.__name__} has the type {hint}, which a study cannot hold; "
+            f"use numbers, strings, booleans, lists of them, or set field(init=False)"
+        ) from error
+
+
 def _card(name: str, cls: type) -> ProblemCard:
-    hints = get_type_hints(cls)
-    options = tuple(OptionCard(f.name, _type_text(hints[f.name]), repr(_default(f))) for f in fields(cls) if f.init)
+    hints = _hints(cls)
+    options = tuple(
+        OptionCard(item.name, _type_text(hints[item.name]), json.dumps(_default(item)))
+        for item in fields(cls)
+        if item.init
+    )
     return ProblemCard(name, (cls.__doc__ or "").strip().splitlines()[0], options)
 
 
-def _default(item: Any) -> Any:
-    return item.default if item.default is not MISSING else item.default_factory
+def _default(item: Field[Any]) -> Any:
+    return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
 def _type_text(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    schema = TypeAdapter(hint).json_schema()
+    if "enum" in schema:
+        return " | ".join(json.dumps(choice) for choice in schema["enum"])
+    limits = [f"{sign} {schema[key]:g}" for key, sign in _LIMITS.items() if key in schema]
+    return " ".join([schema["type"], *limits])

@@ -12,32 +12,48 @@ from pydantic import Field as Limit
 
 from forebay.pipeline.records import Field, Parameter, Schema
 from forebay.pipeline.stages import Draw, Symmetry
-from forebay.solvers.grid import FivePoint, Grid
+from forebay.solvers.grid import Grid
+from forebay.solvers.problems.options import InverseLength, Size, check_range
 from forebay.solvers.random_fields import NeumannField
+
+Peclet = Annotated[float, Limit(gt=0, le=1e5, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvectionDiffusion:
     """-Δu + Pe v·∇u = 1 on the unit square, u = 0 on its boundary; the Péclet number Pe and the flow v are random.
 
-    v = (∂ψ/∂y, -∂ψ/∂x) with a Gaussian stream function ψ, scaled so that the fastest velocity is 1; ψ is given at the
-    cells' corners, so the fluxes through the faces of each cell cancel to round-off.  Finite volumes with upwind
-    convection: an M-matrix at any Péclet number, first order in the convective part.
+    Pe is log-uniform.  v = (∂ψ/∂y, -∂ψ/∂x) with a Gaussian stream function ψ (`random_fields.NeumannField`), scaled so
+    that the fastest component is 1; ψ is given at the cells' corners, so the fluxes through the faces of each cell
+    cancel to round-off.  Inputs vx, vy (y, x) are means over the two faces of a cell, output u (y, x) at its centre.
+    Finite volumes with upwind convection: an M-matrix at any Péclet number, first order in the convective part.
+    Where Pe > 2 size the cells do not resolve boundary layers, and upwinding smears them over a cell.
+
+    Raises:
+        StudyError: peclet_low >= peclet_high.
     """
 
-    size: Annotated[int, Limit(ge=32, le=512)] = 64
-    peclet_low: Annotated[float, Limit(gt=0, le=1e5)] = 10.0
-    peclet_high: Annotated[float, Limit(gt=0, le=1e5)] = 1000.0
-    alpha: Annotated[float, Limit(gt=1, le=8)] = 3.0
-    tau: Annotated[float, Limit(ge=0, le=100)] = 5.0
+    size: Size = 64
+    """Cells a side."""
+    peclet_low: Peclet = 10.0
+    peclet_high: Peclet = 1000.0
+    alpha: Annotated[float, Limit(gt=2, le=8, allow_inf_nan=False)] = 3.0
+    """Smoothness of ψ; v is one order rougher, and needs more than 2 to have a finite variance."""
+    tau: InverseLength = 5.0
+    """Inverse correlation length of ψ, [1/m]."""
+
+    def __post_init__(self) -> None:
+        check_range("peclet", self.peclet_low, self.peclet_high)
 
     @property
     def schema(self) -> Schema:
         """Péclet number and velocity in, concentration out."""
-        shape, dims = (self.size, self.size), ("y", "x")
+        dims, shape = ("y", "x"), self._grid.shape
         return Schema(
             parameters=(
-                Parameter("Pe", self.peclet_low, self.peclet_high, "1", "log_uniform", "Péclet number of the unit square"),
+                Parameter(
+                    "Pe", self.peclet_low, self.peclet_high, "1", "log_uniform", "Péclet number of the unit square"
+                ),
             ),
             inputs=(
                 Field("vx", dims, shape, "1", "velocity along x at the cell centres"),
@@ -55,33 +71,30 @@ class ConvectionDiffusion:
 
     def draw(self, parameters: np.ndarray, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
         """Velocity at the centres, and (not stored) the velocities at the faces."""
-        psi = self._field.draw(rng)
-        vx, vy = face_velocities(psi)
-        scale = 1 / max(np.abs(vx).max(), np.abs(vy).max())
-        vx *= scale
-        vy *= scale
-        return {"vx": (vx[:, 1:] + vx[:, :-1]) / 2, "vy": (vy[1:] + vy[:-1]) / 2, "faces_x": vx, "faces_y": vy}
+        faces_y, faces_x = face_velocities(self._field.draw(rng))
+        scale = 1 / max(np.abs(faces_x).max(), np.abs(faces_y).max())
+        faces_x *= scale
+        faces_y *= scale
+        vx, vy = faces_x[:, 1:] + faces_x[:, :-1], faces_y[1:] + faces_y[:-1]
+        return {"vx": 0.5 * vx, "vy": 0.5 * vy, "faces_x": faces_x, "faces_y": faces_y}
 
     def pattern(self) -> tuple[np.ndarray, np.ndarray]:
         """Five-point stencil."""
-        return self._stencil.pattern
+        return self._grid.stencil.pattern
 
     def assemble(self, draw: Draw, values: np.ndarray, rhs: np.ndarray) -> None:
         """Diffusive and upwind convective fluxes balance h² in each cell."""
-        fill_transport(self._stencil, float(draw["parameters"][0]), draw["faces_x"], draw["faces_y"], values)
+        speed = float(draw["parameters"][0]) * self._grid.h
+        self._grid.stencil.fill_transport(values, speed * draw["faces_y"], speed * draw["faces_x"])
         rhs[:] = self._grid.h**2
 
     def fields(self, draw: Draw, solution: np.ndarray) -> Mapping[str, np.ndarray]:
         """Concentration at the cell centres."""
-        return {"u": solution.reshape(self.size, self.size)}
+        return {"u": solution.reshape(self._grid.shape)}
 
     @cached_property
     def _grid(self) -> Grid:
         return Grid(self.size)
-
-    @cached_property
-    def _stencil(self) -> FivePoint:
-        return FivePoint(self.size)
 
     @cached_property
     def _field(self) -> NeumannField:
@@ -89,22 +102,6 @@ class ConvectionDiffusion:
 
 
 def face_velocities(psi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean velocities through the x-faces (n, n + 1) and y-faces (n + 1, n) from ψ at the corners (n + 1, n + 1)."""
+    """Mean velocities through the y-faces (n + 1, n) and x-faces (n, n + 1) from ψ at the corners (n + 1, n + 1)."""
     n = psi.shape[0] - 1
-    return np.diff(psi, axis=0) * n, -np.diff(psi, axis=1) * n
-
-
-def fill_transport(stencil: FivePoint, peclet: float, vx: np.ndarray, vy: np.ndarray, values: np.ndarray) -> None:
-    """CSR values of (-Δ + Pe v·∇) h² with zero walls and upwind convection; vx (n, n + 1), vy (n + 1, n) at faces."""
-    n = vy.shape[1]
-    speed = peclet / n  # Pe v h, the flux through a face
-    diffusion_x, diffusion_y = np.ones((n, n + 1)), np.ones((n + 1, n))
-    diffusion_x[:, [0, -1]] = diffusion_y[[0, -1]] = 2.0
-    inflow_low_x, inflow_high_x = speed * np.maximum(vx, 0), speed * np.maximum(-vx, 0)
-    inflow_low_y, inflow_high_y = speed * np.maximum(vy, 0), speed * np.maximum(-vy, 0)
-    west = diffusion_x[:, :-1] + inflow_low_x[:, :-1]
-    east = diffusion_x[:, 1:] + inflow_high_x[:, 1:]
-    south = diffusion_y[:-1] + inflow_low_y[:-1]
-    north = diffusion_y[1:] + inflow_high_y[1:]
-    # The flow is divergence-free, so what leaves a cell equals what enters it: the diagonal is the sum of the inflows.
-    stencil.fill(values, west + east + south + north, -south, -north, -west, -east)
+    return np.diff(psi, axis=1) * -n, np.diff(psi, axis=0) * n

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from running import ENVIRONMENT, forebay, write_tiny
@@ -13,9 +13,11 @@ from running import ENVIRONMENT, forebay, write_tiny
 def test_help_is_there_in_half_a_second():
     best = float("inf")
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = forebay("--help")
-        best = min(best, time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Processor time: the command is one thread, and wall time on a busy test machine says nothing about it.
+        best = min(best, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert result.returncode == 0
     for verb in ("init", "check", "run", "resume", "status", "report", "dataset", "problems", "models"):
         assert verb in result.stdout
@@ -25,7 +27,8 @@ def test_help_is_there_in_half_a_second():
 def test_help_imports_neither_torch_nor_ray_nor_petsc():
     code = (
         "import sys, forebay.cluster.cli as c; c.app(['--help'], exit_on_error=False, result_action='return_value');"
-        "bad = {'torch', 'ray', 'petsc4py', 'zarr', 'numpy'} & set(sys.modules); sys.exit(f'imported {bad}' if bad else 0)"
+        "bad = {'torch', 'ray', 'petsc4py', 'zarr', 'numpy'} & set(sys.modules);"
+        "sys.exit(f'imported {bad}' if bad else 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

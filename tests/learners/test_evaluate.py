@@ -14,7 +14,8 @@ class Offset(torch.nn.Module):
     any_grid = True
 
     def forward(self, fields, scalars):
-        return (fields * (1 + scalars[:, :, None, None])).expand(-1, 2, -1, -1) * torch.tensor([1.0, 1.5])[:, None, None]
+        factors = torch.tensor([1.0, 1.5])[:, None, None]
+        return (fields * (1 + scalars[:, :, None, None])).expand(-1, 2, -1, -1) * factors
 
 
 def known_surrogate():

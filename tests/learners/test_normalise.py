@@ -196,7 +196,8 @@ def small_surrogate(model="fno"):
     options = {"fno": {"width": 4, "modes": 3, "projection": 4}, "mlp": {"hidden": [8]}}[model]
     surrogate = Surrogate(SurrogateConfig(io, model, options), seed=7)
     rng = np.random.default_rng(7)
-    surrogate.observe({"a": 5 + rng.random((20, 16)), "u": 900 + rng.random((20, 16)), "parameters": rng.random((20, 1))})
+    data = {"a": 5 + rng.random((20, 16)), "u": 900 + rng.random((20, 16)), "parameters": rng.random((20, 1))}
+    surrogate.observe(data)
     return surrogate
 
 

@@ -173,7 +173,7 @@ def test_several_bad_batches_in_a_row_stop_the_run_with_advice():
     bad["a"][0, 0] = math.inf
     for _ in range(2):
         state, _ = train_step(state, bad)
-    with pytest.raises(RunError, match=r"3 batches in a row up to batch 2 .*training has diverged; lower learner\.lr = 0\.25"):
+    with pytest.raises(RunError, match=r"3 batches in a row up to batch 2 .*diverged; lower learner\.lr = 0\.25"):
         train_step(state, bad)
 
 
@@ -212,7 +212,7 @@ def test_options_come_from_a_study_under_the_same_names():
     [
         ({"lr": 0}, r"learner\.lr = 0 .*a finite number > 0; the default is 0\.001"),
         ({"lr": "fast"}, r"learner\.lr = 'fast' is not allowed: it should be a finite number"),
-        ({"schedule": "onecycle"}, r"learner\.schedule = 'onecycle' .*one of 'one_cycle', 'cosine', 'step', 'constant'"),
+        ({"schedule": "onecycle"}, r"learner\.schedule = 'onecycle' .*one of 'one_cycle', 'cosine', 'step'"),
         ({"batch": 5}, r"learner\.batch = 5 is not a known key; did you mean 'batches'\?"),
         ({"clip": -1.0}, r"learner\.clip = -1\.0 .*a finite number > 0"),
         ({"schedule": "cosine", "warmup": 50, "batches": 50}, r"learner\.warmup = 50 is not below .*use at most 49"),

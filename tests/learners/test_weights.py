@@ -2,7 +2,10 @@
 
 import json
 import logging
+import resource
 import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,7 +136,7 @@ DAMAGE = {
     "weights missing": (lambda p: (p / "weights.safetensors").unlink(), "weights.safetensors is missing"),
     "state missing": (lambda p: (p / "state.json").unlink(), "state.json is missing"),
     "torn weights": (lambda p: truncate(p / "weights.safetensors"), "weights.safetensors does not match its checksum"),
-    "bit flip": (lambda p: flip_a_bit(p / "optimiser.safetensors"), "optimiser.safetensors does not match its checksum"),
+    "bit flip": (lambda p: flip_a_bit(p / "optimiser.safetensors"), "optimiser.safetensors does not match"),
     "torn state": (lambda p: truncate(p / "state.json"), "state.json is damaged"),
     "empty state": (lambda p: (p / "state.json").write_text("{}"), "state.json is damaged"),
     "later format": (
@@ -165,25 +168,58 @@ def test_a_half_written_folder_is_no_checkpoint_and_is_cleared_by_the_next_save(
     shutil.copytree(path, torn)
     (torn / "weights.safetensors").unlink()
     assert latest_checkpoint(tmp_path) == path
-    save_checkpoint(tmp_path, state)
-    assert not torn.exists()
+    save_checkpoint(tmp_path, train(state, torch.Generator().manual_seed(5), 1), keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["batch_0000000001"]
 
 
-@pytest.mark.parametrize("stage", ["save_file", "_flush"])
-def test_a_full_disk_keeps_the_previous_checkpoint_and_says_what_to_do(stage, tmp_path, monkeypatch):
+def assert_a_failed_save_leaves_only_the_older(root, state, older, message):
+    state = train(state, torch.Generator().manual_seed(5), 1)
+    with pytest.raises(RunError, match=rf"could not be written: .*{message}.*; free space or check permissions"):
+        save_checkpoint(root, state)
+    assert [p.name for p in root.iterdir()] == [older.name]
+    assert latest_checkpoint(root) == older
+
+
+def test_a_file_system_that_refuses_large_files_keeps_the_previous_checkpoint(tmp_path):
+    """A real refusal by the system in the middle of the weights, as safetensors reports it."""
+    state = fresh_state()
+    older = save_checkpoint(tmp_path, state)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+        assert_a_failed_save_leaves_only_the_older(tmp_path, state, older, "File too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_fills_up_while_flushing_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     state = fresh_state()
     older = save_checkpoint(tmp_path, state)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
 
-    state = train(state, torch.Generator().manual_seed(5), 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(weights_module, stage, full)
-        with pytest.raises(RunError, match=r"could not be written: No space left on device; free space"):
-            save_checkpoint(tmp_path, state)
+    monkeypatch.setattr(weights_module, "_flush", full)
+    assert_a_failed_save_leaves_only_the_older(tmp_path, state, older, "No space left on device")
+
+
+def test_a_checkpoint_that_was_moved_aside_comes_back_when_its_successor_cannot_take_its_place(tmp_path, monkeypatch):
+    state = fresh_state()
+    older = save_checkpoint(tmp_path, state, extra={"attempt": 1})
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path.name.startswith(".incoming-"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(RunError, match="could not be written: Input/output error"):
+        save_checkpoint(tmp_path, state, extra={"attempt": 2})
     assert [p.name for p in tmp_path.iterdir()] == [older.name]
-    assert latest_checkpoint(tmp_path) == older
+    assert load_checkpoint(older).extra == {"attempt": 1}
 
 
 def test_a_shipped_surrogate_predicts_what_the_trained_one_did(tmp_path):

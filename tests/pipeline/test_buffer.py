@@ -470,6 +470,23 @@ def test_a_checkpoint_between_reservation_and_publication_forgets_the_reservatio
     assert restored.draw(40).keys.tolist() == straight.draw(40).keys.tolist()
 
 
+@pytest.mark.parametrize("policy", ["firo", "reservoir"])
+def test_the_end_lifts_the_threshold_although_a_block_is_still_being_copied(policy):
+    buffer = make_buffer(policy, capacity=12, threshold=8, seed=27)
+    put(buffer, range(5))
+    late = buffer.reserve(np.array([20, 21]))
+    assert not buffer.can_draw(3)
+    buffer.close()
+    assert buffer.can_draw(3)
+    buffer.draw(3)
+    assert not buffer.can_draw(3), "two frames are left and two may still come"
+    assert not buffer.exhausted
+    buffer.publish(late.slots)
+    assert len(buffer.draw(3).keys) == 3
+    assert len(buffer.draw(3).keys) == 1
+    assert len(buffer.draw(3).keys) == 0
+
+
 def comparable(buffer):
     """The state; the order of the seen frames decides about evictions only, of which there are none after the end."""
     state = buffer.to_dict()

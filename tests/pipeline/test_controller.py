@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from forebay.pipeline.controller import (
     BlockIngested,
     BlockSolved,
@@ -29,8 +32,6 @@ from forebay.pipeline.controller import (
     TrainingEnded,
 )
 from forebay.pipeline.records import ChunkPlan
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from suites.fake_run import CHUNKS, FakeRun, ring_mesh, training_line, write_predictions
 
 from forebay.pipeline.errors import RunError
-from forebay.pipeline.report import write_report
+from forebay.pipeline.report import _json_for_html, write_report
 from forebay.pipeline.report_fields import sample_views
 from forebay.pipeline.report_images import FIELD, LARGEST, SIGNED, picture, raster
 from forebay.pipeline.toml import to_toml
@@ -58,21 +58,29 @@ def page_of(run):
 
 
 @pytest.fixture
-def fake(tmp_path):
+def fake(tmp_path, monkeypatch):
+    # Five megabytes of script make each report slow to parse; `whole` has them.
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly */")
     run = FakeRun(tmp_path / "run")
     yield run
     run.close()
 
 
-@pytest.fixture
-def whole(fake):
-    run = fake.complete().folder
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A complete run, which the tests only look at."""
+    run = FakeRun(tmp_path_factory.mktemp("whole") / "run").complete().folder
     write_predictions(run, "grid")
+    write_report(run)
     return run
 
 
-def test_the_report_of_a_complete_run_shows_its_figures(whole):
-    page = page_of(whole)
+@pytest.fixture(scope="module")
+def page(whole):
+    return Page((whole / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_report_of_a_complete_run_shows_its_figures(page):
     for expected in (
         "darcy-test complete",
         "Validation error 3.16 % relative L2, mean; p99 6.32 %, max 7.90 %",
@@ -98,19 +106,15 @@ def test_the_report_of_a_complete_run_shows_its_figures(whole):
         assert expected in page.text, expected
 
 
-def test_the_report_is_one_small_file_that_loads_nothing(whole):
-    path = write_report(whole)
-    page = Page(path.read_text(encoding="utf-8"))
-    assert path == whole / "report.html"
-    assert path.stat().st_size < 6e6
+def test_the_report_is_one_small_file_that_loads_nothing(whole, page):
+    assert (whole / "report.html").stat().st_size < 6e6
     assert page.links
     assert all(link.startswith(("data:image/png;base64,", "data:,")) for link in page.links)
     assert not {"iframe", "object", "embed", "base", "form"} & set(page.tags)
     assert not [file for file in whole.iterdir() if file.name.startswith(".report")]
 
 
-def test_the_policy_lets_the_two_known_scripts_run_and_nothing_be_loaded(whole):
-    page = page_of(whole)
+def test_the_policy_lets_the_two_known_scripts_run_and_nothing_be_loaded(page):
     assert len(page.scripts) == 2
     hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in page.scripts}
     rules = dict(rule.strip().split(" ", 1) for rule in page.policy.split(";"))
@@ -120,8 +124,8 @@ def test_the_policy_lets_the_two_known_scripts_run_and_nothing_be_loaded(whole):
     assert "Plotly.newPlot" in page.scripts[1]
 
 
-def test_curves_hold_what_was_measured(whole):
-    by_batch, by_wall, buffer, reuse = page_of(whole).figures
+def test_curves_hold_what_was_measured(page):
+    by_batch, by_wall, buffer, reuse = page.figures
     loss, mean, p99, largest = by_batch["data"]
     assert loss["x"] == list(range(5, 81, 5))
     assert loss["y"] == [float(f"{training_line(batch)['loss']:.6g}") for batch in loss["x"]]
@@ -135,14 +139,35 @@ def test_curves_hold_what_was_measured(whole):
     assert (reuse["data"][0]["x"], reuse["data"][0]["y"]) == ([0, 1, 2, 3], [7, 30, 120, 80])
 
 
-def test_labels_of_a_logarithmic_axis_are_whole_numbers(whole):
-    axis = page_of(whole).figures[0]["layout"]["yaxis"]
+def test_labels_of_a_logarithmic_axis_are_whole_numbers(page):
+    axis = page.figures[0]["layout"]["yaxis"]
     assert dict(zip(axis["ticktext"], axis["tickvals"], strict=True))["0.05"] == pytest.approx(0.05)
     assert [float(text) for text in axis["ticktext"]] == pytest.approx(axis["tickvals"])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (3e-4, 0.9, ["0.001", "0.01", "0.1"]),
+        (0.03, 0.3, ["0.05", "0.1", "0.2"]),
+        (0.26, 0.47, ["0.3", "0.35", "0.4", "0.45"]),
+        (0.551, 0.5584, ["0.552", "0.554", "0.556", "0.558"]),
+        (0.5, 0.5, ["0.5"]),
+        (0.3456, 0.3456, ["0.3456"]),
+    ],
+)
+def test_a_logarithmic_axis_has_labels_however_narrow_its_range(fake, low, high, labels):
+    fake.begin()
+    fake.measure("train", 1.0, batch=1, loss=low)
+    fake.measure("train", 2.0, batch=2, loss=high)
+    axis = page_of(fake.folder).figures[0]["layout"]["yaxis"]
+    assert axis["ticktext"] == labels
+    assert [float(label) for label in labels] == pytest.approx(axis["tickvals"])
+
+
+@pytest.mark.usefixtures("fake")
 def test_text_from_strangers_cannot_become_markup(tmp_path):
-    fake = FakeRun(tmp_path / "run", {"name": NASTY, "problem": {"name": NASTY, NASTY: f'"{NASTY}"'}})
+    fake = FakeRun(tmp_path / "strange", {"name": NASTY, "problem": {"name": NASTY, NASTY: f'"{NASTY}"'}})
     study = json.loads((fake.folder / "study.json").read_text())
     study |= {"problem_summary": NASTY, "commit": NASTY, "versions": {NASTY: NASTY}, "hardware": {NASTY: NASTY}}
     study["study"]["learner"]["loss"] = NASTY
@@ -175,6 +200,12 @@ def test_text_from_strangers_cannot_become_markup(tmp_path):
     assert "<" not in json.dumps([f["layout"] for f in page.figures] + [f["data"] for f in page.figures])
 
 
+def test_json_inside_a_script_element_cannot_end_it():
+    text = _json_for_html({"title": NASTY + "<!-- &amp;"})
+    assert not {"<", ">", "&"} & set(text)
+    assert json.loads(text) == {"title": NASTY + "<!-- &amp;"}
+
+
 def test_a_run_that_has_just_started_has_a_report(fake):
     fake.begin()
     page = page_of(fake.folder)
@@ -197,6 +228,7 @@ def test_a_run_without_an_evaluation_shows_its_loss_alone(fake):
 
 def test_a_study_that_never_ran_has_a_report(fake):
     fake.close()
+    assert write_report(fake.folder) == fake.folder / "report.html"
     assert "This run is not started" in page_of(fake.folder).text
 
 
@@ -216,7 +248,7 @@ def test_faults_of_the_run_are_in_the_report(fake):
     text = page_of(fake.folder).text
     assert "1 solver died and was started again" in text
     assert "Ray spilled 5 MiB of blocks to disk" in text
-    assert "This run is interrupted (its process ended without a word" in text
+    assert "This run is interrupted (its process ended without a word: killed" in text
 
 
 def test_long_curves_are_thinned_but_keep_their_ends(fake):
@@ -230,7 +262,7 @@ def test_long_curves_are_thinned_but_keep_their_ends(fake):
 
 
 def test_the_study_in_the_report_can_be_run_again(whole):
-    shown = re.search(r"Resolved study</h3><pre[^>]*><code>(.*?)</code>", (write_report(whole)).read_text(), re.S)[1]
+    shown = re.search(r"Resolved study</h3><pre[^>]*><code>(.*?)</code>", (whole / "report.html").read_text(), re.S)[1]
     again = tomllib.loads(shown.replace("&#34;", '"'))
     assert again == json.loads((whole / "study.json").read_text())["study"]
 
@@ -299,7 +331,7 @@ def test_fields_on_a_line_are_drawn_as_curves(fake):
     assert difference[0]["y"] == pytest.approx(arrays["prediction/u"][1] - arrays["reference/u"][1], rel=1e-5)
     assert given[0]["name"] == "input u0"
     fake.begin()
-    assert "Median validation sample: relative L2 error 2.71 % sample 17 , t = 0.5 s" in page_of(fake.folder).text
+    assert "Median validation sample: relative L2 error 2.71 % sample 17, t = 0.5 s" in page_of(fake.folder).text
 
 
 def test_fields_on_a_mesh_are_drawn_with_their_hole_and_parameters_are_listed(fake):
@@ -313,6 +345,31 @@ def test_fields_on_a_mesh_are_drawn_with_their_hole_and_parameters_are_listed(fa
     assert image[middle, middle] == 0
     assert image[middle, 12] > 0
     assert image[2, 2] == 0
+
+
+def test_triangles_may_come_as_a_coordinate_of_the_problem(fake):
+    write_predictions(fake.folder, "nodes")
+    path = fake.folder / "predictions.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    expected = [panel.image for panel in sample_views(path)[0].panels]
+    triangles = arrays.pop("triangles")
+    np.savez(path, **arrays, **{"coordinates/triangles": triangles.astype(float)})
+    assert [panel.image for panel in sample_views(path)[0].panels] == expected
+
+
+def test_parameters_are_listed_by_name_where_the_file_has_names(tmp_path):
+    field = np.zeros((1, 4, 4))
+    np.savez(
+        tmp_path / "p.npz",
+        labels=["best"],
+        sample_ids=[1],
+        errors=[0.1],
+        parameters=[[300.0, 1e-4]],
+        parameter_names=["T_left", "alpha"],
+        **{"reference/u": field, "prediction/u": field},
+    )
+    assert sample_views(tmp_path / "p.npz")[0].numbers == [("T_left", "300"), ("alpha", "1.00e-04")]
 
 
 def test_a_linear_field_on_a_mesh_is_shown_exactly():
@@ -421,8 +478,7 @@ def test_a_folder_without_a_run_gets_no_report(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_picture_says_in_words_what_it_shows(whole):
-    page = page_of(whole)
+def test_every_picture_says_in_words_what_it_shows(page):
     assert page.tags.count("img") == len(page.alts) == 12
     assert all("values from" in text for text in page.alts)
 

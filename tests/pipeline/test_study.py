@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from forebay.pipeline.errors import StudyError
 from forebay.pipeline.plan import make_plan, resolved
 from forebay.pipeline.records import Field, Parameter, Schema
 from forebay.pipeline.study import load_study, study_from_dict
-from hypothesis import given
-from hypothesis import strategies as st
 
-MINIMAL = '''
+MINIMAL = """
 name = "tiny"
 samples = 40
 [problem]
 name = "darcy"
 size = 64
-'''
+"""
 
 
 @pytest.fixture
@@ -49,11 +50,11 @@ def test_overrides_replace_values_and_make_tables(study_file):
     ("text", "message"),
     [
         ("sampels = 3\n" + MINIMAL, r"sampels = 3 is not a known key; did you mean 'samples'\?"),
-        (MINIMAL + "[learner]\nlearningrate = 1.0\n", r"learner.learningrate = 1.0 is not a known key; known keys: .*lr"),
+        (MINIMAL + "[learner]\nlearningrate = 1.0\n", r"learner.learningrate = 1.0 is not a known key; known .*lr"),
         (MINIMAL.replace("40", "0"), r"samples = 0 is not allowed: it should be greater than or equal to 1"),
         (MINIMAL.replace("40", '"many"'), r'samples = "many" is not allowed: it should be a valid integer'),
         (MINIMAL + "[solver]\nrtol = 0.0\n", r"solver.rtol = 0.0 is not allowed: it should be greater than 0"),
-        (MINIMAL + "[buffer]\npolicy = 'lifo'\n", r"buffer.policy = \"lifo\" is not allowed: it should be 'fifo', 'firo'"),
+        (MINIMAL + "[buffer]\npolicy = 'lifo'\n", r"buffer.policy = \"lifo\" is not allowed: .* 'fifo', 'firo'"),
         (MINIMAL + "[buffer]\ncapacity = 8\nthreshold = 8\n", r"threshold 8 must be below capacity 8.*use at most 7"),
         ("name = 'x'\n", r"problem is missing; add it to the study"),
         ("name = tiny", r"is not valid TOML: .*strings need quotes"),

@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from suites.fake_run import BLOCK, FakeRun, record, validation_line
+from suites.fake_run import BLOCK, STREAM_S, FakeRun, record, validation_line
 
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.records import Outcome
@@ -93,7 +93,7 @@ def test_validation_and_reuse_are_reported(fake):
 def test_the_best_evaluation_need_not_be_the_last_and_is_never_nan(fake):
     fake.begin()
     fake.produce(range(1))
-    for batch, mean in ((20, 0.5), (40, 0.2), (60, 0.3), (80, float("nan"))):
+    for batch, mean in ((20, float("nan")), (40, 0.2), (60, 0.3), (80, float("nan"))):
         fake.measure("validation", 10.0 + batch, batch=batch, mean=mean, p99=1.0, max=2.0, seconds=0.1)
     summary = summarise(fake.folder)
     assert (summary.best.batch, summary.best.mean) == (40, 0.2)
@@ -141,6 +141,23 @@ def test_work_that_a_kill_lost_leaves_no_trace_in_the_curves(fake):
     assert summary.batches == 20
     assert [(point.batch, point.wall_s > 100) for point in summary.validation] == [(20, True)]
     assert summary.stage("learner").busy_s == pytest.approx(20 * 0.2125)
+
+
+def test_an_evaluation_that_a_kill_lost_is_gone_before_it_is_made_again(fake):
+    fake.begin()
+    fake.train(0, 40)
+    fake.begin(attempt=2, at_s=100.0)
+    fake.train(20, 25)
+    summary = summarise(fake.folder)
+    assert summary.batches == 25
+    assert [(point.batch, point.wall_s < 100) for point in summary.validation] == [(20, True)]
+
+
+def test_the_estimate_follows_the_speed_of_late(fake):
+    fake.begin()
+    fake.train(0, 20, batch_s=1.0)
+    fake.train(20, 40, begin_s=STREAM_S + 21.0)
+    assert summarise(fake.folder).remaining_s == pytest.approx(40 * 0.25, abs=1e-6)
 
 
 def test_a_running_run_says_how_long_it_still_takes(fake):

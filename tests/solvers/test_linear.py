@@ -140,6 +140,15 @@ def test_a_singular_matrix_is_a_failed_factorisation(opened, factor):
     assert solver.factor().outcome is Outcome.FACTORISATION_FAILED
 
 
+@pytest.mark.parametrize("preconditioner", ["icc", "bjacobi"])
+def test_incomplete_cholesky_of_a_singular_chain_ends(opened, preconditioner):
+    chain = sp.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(40, 40)).tolil()
+    chain[0, 0] = chain[39, 39] = 1.0
+    system, solver = opened([sp.csr_array(chain)], Method("cg", preconditioner))
+    update(system, 0, np.ones(40))
+    assert not solver.solve().residual <= 1e-8
+
+
 def test_a_right_hand_side_with_nan_is_named_before_the_solve(opened):
     system, solver = opened([diffusion(3)], Method("cg", "icc"))
     update(system, 0, np.where(np.arange(100) == 40, np.nan, 1.0))
@@ -171,6 +180,24 @@ def test_a_zero_right_hand_side_has_the_zero_solution(opened, method):
     assert not solution.x.any()
 
 
+def test_an_error_raised_inside_petsc_costs_one_solve(opened):
+    method = Method("cg", "none", max_iterations=4, options={"ksp_error_if_not_converged": True})
+    system, solver = opened([diffusion(3), _identity_like(diffusion(3))], method)
+    update(system, 0, rhs_of(7))
+    failed = solver.solve()
+    assert failed.outcome is Outcome.DIVERGED
+    assert "has not converged, reason DIVERGED_ITS" in failed.message
+    update(system, 1, rhs_of(7))
+    assert solver.solve().outcome is Outcome.CONVERGED
+
+
+def _identity_like(matrix):
+    result = matrix.copy()
+    result.data[:] = 0.0
+    result.setdiag(1.0)
+    return result
+
+
 @pytest.mark.parametrize("method", [Method("cg", "none", max_iterations=4), Method("gmres", "none", max_iterations=4)])
 def test_too_few_iterations_are_reported_with_the_residual_reached(opened, method):
     matrix = diffusion(3)
@@ -190,9 +217,10 @@ def test_conjugate_gradients_own_up_to_an_indefinite_matrix(opened):
 
 
 def test_a_small_pivot_is_made_good_by_iterative_refinement(opened):
-    # PETSc's L·U does not pivot: with the first diagonal entry at 1e-9 about nine digits are lost.
-    matrix = MATRICES["general"](3)
-    matrix.data[0] = 1e-9
+    # PETSc's L·U does not pivot: [[ε, 1], [1, ε]] loses as many digits as ε has, whichever row comes first.
+    tiny = sp.diags_array(1e-8 * (1 + np.arange(50)))
+    matrix = sp.csr_array(sp.block_array([[tiny, sp.eye_array(50)], [sp.eye_array(50), tiny]]))
+    matrix.sort_indices()
     system, solver = opened([matrix], Method(factor="petsc", rtol=1e-12), "general")
     rhs = rhs_of(7)
     update(system, 0, rhs)
@@ -228,6 +256,13 @@ def test_one_analysis_serves_all_samples_and_an_unchanged_matrix_is_not_factoris
         update(system, k, rhs_of(7))
         assert solver.solve().outcome is Outcome.CONVERGED
     assert [event_count(event) - start for event, start in zip(events, before, strict=True)] == [1, 4]
+
+
+def test_petsc_still_knows_that_the_matrix_is_definite_after_new_values(opened):
+    system, _ = opened([diffusion(3), diffusion(5)], Method())
+    for k in (0, 1):
+        update(system, k, rhs_of(7))
+        assert system.matrix.isSPDKnown() == (True, True)
 
 
 @pytest.mark.parametrize("method", DIRECT, ids=name_of)
@@ -277,6 +312,16 @@ def test_raw_options_reach_petsc(opened):
         update(system, 0, np.ones(576))
         counts.append(solver.solve().iterations)
     assert counts[1] != counts[0]
+
+
+def test_the_options_of_a_destroyed_solver_are_forgotten():
+    before = petsc().Options().getAll()
+    system = system_over([diffusion(3)], "spd")
+    solver = LinearSolver(system, Method("cg", "icc", options={"pc_factor_levels": 1}), symmetry="spd")
+    assert petsc().Options().getAll() != before
+    solver.destroy()
+    system.destroy()
+    assert petsc().Options().getAll() == before
 
 
 def test_an_option_that_nothing_in_petsc_asks_for_is_refused(opened):

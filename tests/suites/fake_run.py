@@ -24,6 +24,7 @@ STUDY = {
 }
 BROKEN = {3: Outcome.MAX_ITERATIONS, 57: Outcome.PROBLEM_RAISED, 58: Outcome.PROBLEM_RAISED}
 """Training samples that did not converge."""
+RESIDUALS = {Outcome.MAX_ITERATIONS: 0.25, Outcome.PROBLEM_RAISED: float("nan")}
 MESSAGES = {57: "ValueError: conductivity < 0 & not finite", 58: "ValueError: the same again"}
 
 
@@ -130,7 +131,7 @@ def record(sample_id: int, split: str = "train") -> SolveRecord:
         outcome=outcome,
         method="cg+gamg" if iterative else "direct:petsc-cholesky",
         iterations=10 + sample_id % 8 if iterative else 0,
-        residual=float("nan") if outcome is Outcome.PROBLEM_RAISED else 1e-12 * (1 + sample_id),
+        residual=RESIDUALS.get(outcome, 1e-12 * (1 + sample_id)),
         seconds=0.016 if iterative else 0.008,
         message=MESSAGES.get(sample_id, ""),
     )

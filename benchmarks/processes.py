@@ -1,0 +1,77 @@
+"""Where the processor time of a run's processes goes, read from /proc while it runs (Linux)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+ROLES = {"SolverActor": "solver", "LearnerActor": "learner", "WriterActor": "writer"}
+EVERY_S = 0.25
+
+
+@dataclass(slots=True)
+class ProcessorTime:
+    """Samples the processor seconds of a process and all that descend from it, until `stop`."""
+
+    root: int
+    _seen: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def between(self, begin: float, end: float) -> dict[str, float]:
+        """Processor seconds by role between two times since the epoch: solver, learner, writer, driver, Ray."""
+        first, last = self._nearest(begin), self._nearest(end)
+        return {role: last.get(role, 0.0) - first.get(role, 0.0) for role in last}
+
+    def _nearest(self, when: float) -> dict[str, float]:
+        return min(self._seen, key=lambda seen: abs(seen[0] - when))[1]
+
+    def _watch(self) -> None:
+        spent: dict[int, tuple[str, float]] = {}
+        while not self._stop.is_set():
+            spent |= processes_under(self.root)
+            totals: Counter[str] = Counter()
+            for role, seconds in spent.values():
+                totals[role] += seconds  # type: ignore[assignment]
+            self._seen.append((time.time(), dict(totals)))
+            self._stop.wait(EVERY_S)
+
+
+def processes_under(root: int) -> dict[int, tuple[str, float]]:
+    """Role and processor seconds by process id, of `root` and its descendants."""
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                values = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it ended meanwhile
+                continue
+            parents[int(folder.name)] = int(values[1])
+            seconds[int(folder.name)] = (int(values[11]) + int(values[12])) / TICKS_PER_S
+    family = {root} & seconds.keys()
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return {pid: ("driver" if pid == root else _role(pid), seconds[pid]) for pid in family}
+
+
+def _role(pid: int) -> str:
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return "Ray"
+    return next((role for name, role in ROLES.items() if name in line), "Ray")

@@ -1,0 +1,135 @@
+"""Faults: samples that fail, solvers that die, a full disk, signals, and a killed driver, each with its clean end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+from running import events, forebay, start, wait_for_exit, wait_until, write_tiny
+
+FLAKY = Path(__file__).parent / "problems" / "flaky.py"
+
+
+def flaky_study(folder: Path) -> Path:
+    shutil.copy(FLAKY, folder)
+    study = write_tiny(folder, executor="local", samples=48)
+    study.write_text(study.read_text().replace('name = "darcy"\nsize = 32', 'name = "flaky.py:Flaky"'))
+    return study
+
+
+def test_failed_samples_are_told_by_outcome_and_reach_neither_buffer_nor_valid_data(tmp_path):
+    run = tmp_path / "run"
+    result = forebay("run", flaky_study(tmp_path), "--folder", run)
+    assert result.returncode == 0, result.stdout + result.stderr
+    outcomes = Counter(o for e in events(run, "block_stored") for o in e["records"]["outcome"] if e["split"] == "train")
+    assert {"CONVERGED", "NONFINITE_INPUT", "FACTORISATION_FAILED", "PROBLEM_RAISED"} <= set(outcomes), outcomes
+    ingested = sum(e["frames"] for e in events(run, "block_ingested") if e["split"] == "train")
+    assert ingested == outcomes["CONVERGED"] < 48
+    data = xarray.open_zarr(run / "dataset.zarr").load()
+    assert data.sizes["sample"] == 48
+    assert int(data["valid"].sum()) == outcomes["CONVERGED"]
+    assert np.isfinite(data["u"].values[data["valid"].values.astype(bool)]).all()
+    assert np.isnan(data["u"].values[~data["valid"].values.astype(bool)]).all()
+    assert "no medium for s" in (run / "journal.jsonl").read_text()
+    assert "PROBLEM_RAISED" in result.stdout
+
+
+def test_a_study_whose_every_sample_fails_ends_with_the_outcome_and_the_remedy(tmp_path):
+    hopeless = ["solver.method=cg", "solver.preconditioner=none", "solver.max_iterations=2"]
+    sets = [word for override in hopeless for word in ("--set", override)]
+    result = forebay("run", write_tiny(tmp_path, executor="local"), "--folder", tmp_path / "run", *sets)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert "MAX_ITERATIONS: residual still above rtol: raise `solver.max_iterations`" in result.stdout
+    assert "none of the 12 validation samples is valid" in result.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_stops_the_run_with_the_cause_and_resume_completes_it_once_there_is_room(tmp_path, small_disk):
+    run = small_disk / "run"
+    study = write_tiny(tmp_path, executor="local", samples=160)
+    result = forebay("run", study, "--folder", run)
+    assert result.returncode in (1, 2), result.stdout + result.stderr
+    assert "space" in (result.stdout + result.stderr).lower()
+    assert "Traceback" not in result.stderr
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    resumed = forebay("resume", run)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    stored = [(e["split"], e["chunk"]) for e in events(run, "block_stored")]
+    assert len(stored) == len(set(stored)) == 22
+    data = xarray.open_zarr(run / "dataset.zarr")
+    assert data.sizes["sample"] == 160
+    assert bool(data["valid"].all())
+
+
+def child_processes(pid: int) -> list[int]:
+    """Process ids of all descendants."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(a): int(b) for a, b in (line.split() for line in listing.splitlines())}
+    found = [pid]
+    for parent in found:
+        found += [child for child, ppid in parents.items() if ppid == parent]
+    return found[1:]
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("fault", ["kill the driver", "SIGTERM", "kill a solver"])
+def test_a_ray_run_survives(tmp_path, fault):
+    study = write_tiny(tmp_path, executor="ray", samples=2400, batches=400, checkpoint_every_s=0.2)
+    run = tmp_path / "run"
+    process = start("run", study, "--folder", run)
+    wait_until(lambda: len(events(run, "checkpoint")) >= 1 and len(events(run, "block_stored")) > 4, process)
+    family = child_processes(process.pid)
+    match fault:
+        case "kill the driver":
+            process.kill()
+            process.wait(timeout=60)
+        case "SIGTERM":
+            process.terminate()
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output
+        case "kill a solver":
+            solvers = [pid for pid in family if "SolverActor" in name_of(pid)]
+            assert solvers, [name_of(pid) for pid in family]
+            os.kill(solvers[0], signal.SIGKILL)
+            output, _ = process.communicate(timeout=200)
+            assert process.returncode == 0, output
+            assert events(run, "solver_lost")
+    if fault != "kill a solver":
+        assert len(events(run, "block_stored")) < 302, "the run was over before the fault"
+        resumed = forebay("resume", run, timeout=250)
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    stored = Counter((e["split"], e["chunk"]) for e in events(run, "block_stored"))
+    assert len(stored) == 302
+    assert set(stored.values()) == {1}, "a block was kept twice"
+    data = xarray.open_zarr(run / "dataset.zarr")
+    assert data.sizes["sample"] == 2400
+    assert bool(data["valid"].all())
+    left = wait_for_exit(family, timeout=60)
+    assert not [name_of(pid) for pid in left], "processes outlived their driver"
