@@ -38,8 +38,7 @@ class Stage:
     def start(cls, name: str, spec: Path, blocks: Path, environment: Mapping[str, str]) -> Stage:
         command = [sys.executable, __file__, name, str(spec), str(blocks)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        stage = cls(subprocess.Popen(command, text=True, env={**os.environ, **environment}, **pipes))
-        return stage
+        return cls(subprocess.Popen(command, text=True, env={**os.environ, **environment}, **pipes))
 
     def __enter__(self) -> Stage:
         line = self._line()
@@ -87,15 +86,16 @@ def solver(spec: RunSpec, blocks: Path) -> dict[str, float]:
     made = make_solver(spec)
     for chunk in range(spec.plan.chunks["validation"].chunks):
         _keep(blocks, made.solve_block("validation", chunk))
-    before, seconds = replace(made.timings), 0.0
+    before, seconds, processor = replace(made.timings), 0.0, 0.0
     _wait_for_go()
     for chunk in range(spec.plan.chunks["train"].chunks):
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         block = made.solve_block("train", chunk)
         seconds += time.perf_counter() - start
+        processor += time.process_time() - spent
         _keep(blocks, block)
     parts = {name: getattr(made.timings, name) - getattr(before, name) for name in SOLVER_PARTS}
-    return {"seconds": seconds, **parts}
+    return {"seconds": seconds, "processor": processor, **parts}
 
 
 def learner(spec: RunSpec, blocks: Path) -> dict[str, float]:
@@ -111,14 +111,15 @@ def learner(spec: RunSpec, blocks: Path) -> dict[str, float]:
             made.ingest(block)
         made.end_production()
         _wait_for_go()
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         made.train()
-        seconds = time.perf_counter() - start
+        seconds, processor = time.perf_counter() - start, time.process_time() - processor
         (Path(folder) / "journal.jsonl").touch()
         log = read_run(Path(folder))
         newest = log.train[-1]
         return {
             "seconds": seconds,
+            "processor": processor,
             "draw": newest["draw_s"],
             "step": newest["step_s"],
             "evaluation": sum(line["seconds"] for line in log.validation),

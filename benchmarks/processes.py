@@ -5,50 +5,51 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ROLES = {"SolverActor": "solver", "LearnerActor": "learner", "WriterActor": "writer"}
+"""What the command line of a Ray worker holds."""
 EVERY_S = 0.25
 
 
 @dataclass(slots=True)
 class ProcessorTime:
-    """Samples the processor seconds of a process and all that descend from it, until `stop`."""
+    """Samples the processor seconds of a process and of all that descend from it, inside a `with`."""
 
     root: int
     _seen: list[tuple[float, dict[str, float]]] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _done: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def start(self) -> None:
+    def __enter__(self) -> ProcessorTime:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
-        self._stop.set()
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
         if self._thread is not None:
             self._thread.join()
 
     def between(self, begin: float, end: float) -> dict[str, float]:
         """Processor seconds by role between two times since the epoch: solver, learner, writer, driver, Ray."""
         first, last = self._nearest(begin), self._nearest(end)
-        return {role: last.get(role, 0.0) - first.get(role, 0.0) for role in last}
+        return {role: spent - first.get(role, 0.0) for role, spent in last.items()}
 
     def _nearest(self, when: float) -> dict[str, float]:
         return min(self._seen, key=lambda seen: abs(seen[0] - when))[1]
 
     def _watch(self) -> None:
         spent: dict[int, tuple[str, float]] = {}
-        while not self._stop.is_set():
+        while not self._done.is_set():
             spent |= processes_under(self.root)
-            totals: Counter[str] = Counter()
+            totals: dict[str, float] = {}
             for role, seconds in spent.values():
-                totals[role] += seconds  # type: ignore[assignment]
-            self._seen.append((time.time(), dict(totals)))
-            self._stop.wait(EVERY_S)
+                totals[role] = totals.get(role, 0.0) + seconds
+            self._seen.append((time.time(), totals))
+            self._done.wait(EVERY_S)
 
 
 def processes_under(root: int) -> dict[int, tuple[str, float]]:
@@ -72,6 +73,6 @@ def processes_under(root: int) -> dict[int, tuple[str, float]]:
 def _role(pid: int) -> str:
     try:
         line = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:
+    except OSError:  # it ended meanwhile
         return "Ray"
     return next((role for name, role in ROLES.items() if name in line), "Ray")

@@ -90,9 +90,11 @@ class LinearSolver:
 
     def solve(self) -> Solution:
         """Solve for the system's present matrix and right-hand side."""
-        fault = self._input_fault()
+        fault = self._matrix_fault()
         if fault is not None:
             return self._unsolved(*fault)
+        if not np.isfinite(self.system.rhs).all():
+            return self._unsolved(Outcome.NONFINITE_INPUT, RHS_NOT_FINITE)
         norm = float(dnrm2(self.system.rhs))
         if norm == 0.0:
             self._x[:] = 0.0
@@ -156,18 +158,17 @@ class LinearSolver:
             return Outcome.MAX_ITERATIONS
         return Outcome.DIVERGED if reason < 0 else Outcome.RESIDUAL_ABOVE_TOLERANCE
 
-    def _input_fault(self) -> tuple[Outcome, str] | None:
+    def _matrix_fault(self) -> tuple[Outcome, str] | None:
         """What makes a solve pointless; the matrix is looked at only when it is new."""
         state = self.system.matrix.stateGet()
-        if state != self._checked_state:
-            if not np.isfinite(self.system.values).all():
-                return Outcome.NONFINITE_INPUT, "the matrix holds NaN or inf"
-            # PETSc raises from within the iteration then, which leaves Eisenstat's matrices swapped.
-            if self.choice.pc in ("sor", "eisenstat") and not np.all(self.system.diagonal):
-                return Outcome.FACTORISATION_FAILED, f"zero on the diagonal, which {self.choice.pc} divides by"
-            self._checked_state = state
-        if not np.isfinite(self.system.rhs).all():
-            return Outcome.NONFINITE_INPUT, RHS_NOT_FINITE
+        if state == self._checked_state:
+            return None
+        if not np.isfinite(self.system.values).all():
+            return Outcome.NONFINITE_INPUT, "the matrix holds NaN or inf"
+        # PETSc raises from within the iteration then, which leaves Eisenstat's matrices swapped.
+        if self.choice.pc in ("sor", "eisenstat") and not np.all(self.system.diagonal):
+            return Outcome.FACTORISATION_FAILED, f"zero on the diagonal, which {self.choice.pc} divides by"
+        self._checked_state = state
         return None
 
     def _unsolved(self, outcome: Outcome, message: str) -> Solution:
@@ -178,13 +179,18 @@ class LinearSolver:
         """The factorised matrix of a direct method, made anew only if the matrix changed."""
         if not self.choice.direct:
             raise ValueError(f"{self.label} does not factorise; use `solve`")
-        fault = self._input_fault()
+        fault = self._matrix_fault()
         if fault is not None:
             return Factorisation(None, *fault)
-        # KSPSetUp alone does not look whether the matrix changed; PCSetUp does.
-        self._ksp.setUp()
         pc = self._ksp.getPC()
-        pc.setUp()
+        try:
+            # KSPSetUp alone does not look whether the matrix changed; PCSetUp does.
+            self._ksp.setUp()
+            pc.setUp()
+        except self._PETSc.Error as error:
+            self._abandon()
+            self._build()
+            return Factorisation(None, Outcome.FACTORISATION_FAILED, _one_line(error))
         self._check_options()
         if pc.getFailedReason():
             self._ksp.destroy()

@@ -73,8 +73,7 @@ class BlockMarch:
         idle = np.ones(len(columns.rhs), dtype=bool)
         idle[[row.position for row, _ in alive]] = False
         columns.rhs[idle] = 0.0
-        factorisation = self._solver.factor()
-        residuals, refinements = self._solve(columns, factorisation)
+        factorisation, residuals, refinements = self._solve(columns)
         for row, values in alive:
             with row.guard(arrays):
                 k = row.position
@@ -82,16 +81,17 @@ class BlockMarch:
                 row.certify(int(refinements[k]), float(residuals[k]), outcome, message)
                 self._guarded.keep(arrays, k, values, columns.x[k], step - 1)
 
-    def _solve(self, columns: Columns, factorisation: Factorisation) -> tuple[np.ndarray, np.ndarray]:
+    def _solve(self, columns: Columns) -> tuple[Factorisation, np.ndarray, np.ndarray]:
         """Residual and refinement steps of every column; NaN and 0 without a factor."""
-        if factorisation.outcome is not Outcome.CONVERGED:
-            return np.full(len(columns.rhs), np.nan), np.zeros(len(columns.rhs))
         start, certifying = time.perf_counter(), columns.seconds_certifying
-        result = columns.solve(factorisation.matrix)
+        factorisation = self._solver.factor()
+        if factorisation.outcome is not Outcome.CONVERGED:
+            return factorisation, np.full(len(columns.rhs), np.nan), np.zeros(len(columns.rhs))
+        residuals, refinements = columns.solve(factorisation.matrix)
         certifying = columns.seconds_certifying - certifying
         self._timings.solve += time.perf_counter() - start - certifying
         self._timings.certify += certifying
-        return result
+        return factorisation, residuals, refinements
 
     def _outcome(self, factorisation: Factorisation, columns: Columns, k: int, residual: float) -> tuple[Outcome, str]:
         if factorisation.outcome is not Outcome.CONVERGED:

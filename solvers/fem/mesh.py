@@ -166,11 +166,9 @@ def _project(points: np.ndarray, distance: Distance, step: float) -> None:
 
 
 def _finished(points: np.ndarray, triangles: np.ndarray) -> TriangleMesh:
-    """Drop what no triangle uses, orient, and find the boundary: the edges of one triangle only."""
+    """Drop what no triangle uses, and find the boundary: the edges of one triangle only."""
     used, triangles = np.unique(triangles, return_inverse=True)
     nodes, triangles = points[used], triangles.reshape(-1, 3)
-    clockwise = _areas(nodes, triangles) < 0
-    triangles[clockwise] = triangles[clockwise][:, ::-1]
     edges, counts = np.unique(np.sort(_directed_edges(triangles), axis=1), axis=0, return_counts=True)
     return TriangleMesh(nodes, triangles.astype(np.int64), np.unique(edges[counts == 1]))
 

@@ -125,7 +125,7 @@ class Rod:
             values[3] = np.nan
         if self.hit(draw, "singular"):
             values[:] = 0.0
-        rhs[:] = draw["f"]
+        rhs[:] = np.nan if self.hit(draw, "nan rhs") else draw["f"]
 
     def initial(self, draw):
         if self.hit(draw, "initial raises"):
@@ -152,6 +152,7 @@ STATIONARY_FAULTS = [
     ("huge input", Outcome.NONFINITE_INPUT, "input 'f' has values that float32 cannot hold"),
     ("assemble raises", Outcome.PROBLEM_RAISED, "assemble: RuntimeError: no matrix"),
     ("nan matrix", Outcome.NONFINITE_INPUT, "the matrix holds NaN or inf"),
+    ("nan rhs", Outcome.NONFINITE_INPUT, "the right-hand side holds NaN or inf"),
     ("singular", Outcome.FACTORISATION_FAILED, ""),
     ("fields raises", Outcome.PROBLEM_RAISED, "fields: KeyError: 'u'"),
     ("huge output", Outcome.NONFINITE_SOLUTION, "output 'twice' has values that float32 cannot hold"),
@@ -161,7 +162,7 @@ STEP_FAULTS = [
     ("advance raises", Outcome.PROBLEM_RAISED, "advance: ArithmeticError: no step"),
     ("nan step", Outcome.NONFINITE_INPUT, "the right-hand side holds NaN or inf"),
 ]
-MATRIX_FAULTS = ("assemble raises", "nan matrix", "singular")
+MATRIX_FAULTS = ("nan rhs", "assemble raises", "nan matrix", "singular")
 PLAN = {"train": ChunkPlan("train", 16, 16)}
 
 
@@ -196,7 +197,10 @@ def test_a_faulty_sample_is_recorded_and_costs_itself_only(fault, outcome, messa
     check_faults(Rod(fault), outcome, message)
 
 
-@pytest.mark.parametrize(("fault", "outcome", "message"), [*STATIONARY_FAULTS, *STEP_FAULTS])
+@pytest.mark.parametrize(
+    ("fault", "outcome", "message"),
+    [case for case in (*STATIONARY_FAULTS, *STEP_FAULTS) if case[0] != "nan rhs"],
+)
 def test_a_faulty_sample_in_time_costs_itself_only(fault, outcome, message):
     check_faults(Rod(fault, times=(0.1, 0.2, 0.3)), outcome, message)
 
@@ -207,6 +211,12 @@ def test_a_faulty_sample_in_time_costs_itself_only(fault, outcome, message):
 )
 def test_a_faulty_sample_among_those_that_march_together_costs_itself_only(fault, outcome, message):
     check_faults(Rod(fault, times=(0.1, 0.2, 0.3), fixed_matrix=True), outcome, message)
+
+
+@pytest.mark.parametrize("fixed_matrix", [False, True])
+def test_a_right_hand_side_that_assembly_leaves_to_the_steps_is_not_looked_at(fixed_matrix):
+    problem = Rod("nan rhs", times=(0.1, 0.2), fixed_matrix=fixed_matrix)
+    assert {record.outcome for record in solved(problem).records} == {Outcome.CONVERGED}
 
 
 @pytest.mark.parametrize("method", [DIRECT, MUMPS])

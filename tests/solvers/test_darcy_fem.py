@@ -78,7 +78,9 @@ def test_an_element_size_that_cannot_work_is_refused(size, message):
 
 
 def test_a_corner_that_was_not_named_is_noticed():
-    with pytest.raises(ProblemError, match=r"edges off the boundary .*; halve it, or name the corners that are missing"):
+    with pytest.raises(
+        ProblemError, match=r"edges off the boundary .*; halve it, or name the corners that are missing"
+    ):
         generate_mesh(rectangle(1.0, 1.0), 0.09, box=(1.0, 1.0), corners=[(0, 0)])
 
 
@@ -174,6 +176,20 @@ def test_the_system_of_dolfinx_is_the_one_that_pattern_and_assemble_describe(pro
         matrix = sp.csr_array((values, indices, indptr))
         assert abs(matrix - matrix.T).max() < 1e-12 * abs(values).max()
         assert np.linalg.eigvalsh(matrix.toarray()).min() > 0
+    system.destroy()
+
+
+def test_the_solution_comes_back_in_the_order_of_the_nodes(problem):
+    system = problem.system()
+    solver = LinearSolver(system, Method(), symmetry="spd")
+    system.update(problem.draw(np.zeros(6), np.random.default_rng(7)))
+    u = problem.fields({}, solver.solve().x)["u"]
+    interior = np.setdiff1d(np.arange(len(u)), problem.mesh.boundary)
+    assert not u[problem.mesh.boundary].any()
+    assert u[interior].min() > 0
+    hottest = problem.mesh.nodes[interior[u[interior].argmax()]]
+    assert hottest[0] < HOLE[0], "it is hottest where the hole is far"
+    solver.destroy()
     system.destroy()
 
 
