@@ -114,7 +114,8 @@ def learner(spec: RunSpec, blocks: Path) -> dict[str, float]:
         start, processor = time.perf_counter(), time.process_time()
         made.train()
         seconds, processor = time.perf_counter() - start, time.process_time() - processor
-        (Path(folder) / "journal.jsonl").touch()
+        made.metrics.close()
+        (Path(folder) / "journal.jsonl").touch()  # what makes it a run folder
         log = read_run(Path(folder))
         newest = log.train[-1]
         return {

@@ -18,10 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "1"  # read when the libraries are loaded; one thread makes a figure follow from its seed
-
 import statistics
 import sys
 import tempfile
@@ -29,25 +25,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from common import Report, arguments, number, table
 
 from forebay.cluster.specs import RunSpec, make_solver
+from forebay.learners.evaluate import evaluate
+from forebay.learners.learner import StreamLearner
+from forebay.learners.ring import frames_of
+from forebay.learners.step import TrainOptions, make_state, train_step
+from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
+from forebay.pipeline.buffer import Policy
 from forebay.pipeline.plan import make_plan
+from forebay.pipeline.records import Block
 from forebay.pipeline.sampling import sample_seed
 from forebay.pipeline.study import study_from_dict
 from forebay.solvers.problems import load_problem
 
-if TYPE_CHECKING:
-    import torch
-
-    from forebay.learners.surrogate import Surrogate
-    from forebay.pipeline.records import Block
-
-    Frames = dict[str, torch.Tensor]
-
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 STORED, STREAMED, OWN = "offline, storage budget", "online", "offline, the online run's own data"
 
 
@@ -58,9 +55,9 @@ class Stream:
     label: str
     share: float
     """Ring's capacity as a share of all frames."""
-    pace: str
+    pace: Literal["solver first", "evenly"]
     """`solver first`: blocks come as fast as the ring takes them.  `evenly`: production lasts as long as training."""
-    policy: str = "reservoir"
+    policy: Policy = "reservoir"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +80,7 @@ class Case:
     """Least reduction of the error against the storage budget."""
     price: float | None = None
     """Largest excess over the third row; None: none is asked for."""
-    metric: str
+    metric: Literal["mse", "relative"]
     """Of `Trained`: which error is compared."""
     units: str
 
@@ -156,20 +153,14 @@ class Data:
         return self.train[: samples // size]
 
 
-def frames(blocks: Sequence[Block], spec: RunSpec) -> Frames:
+def frames(blocks: Sequence[Block], spec: RunSpec) -> dict[str, torch.Tensor]:
     """All frames as tensors, one row a frame."""
-    import torch
-
-    from forebay.learners.frames import frames_of
-
     parts = [frames_of(block, spec.schema)[1] for block in blocks]
     return {name: torch.cat([torch.from_numpy(part[name]) for part in parts]) for name in parts[0]}
 
 
 def train_online(data: Data, spec: RunSpec, stream: Stream) -> tuple[Surrogate, int]:
     """The project's learner, fed in the order of production; the surrogate, and the simulations that it has seen."""
-    from forebay.learners.learner import StreamLearner
-
     seen: set[int] = set()
     with tempfile.TemporaryDirectory(prefix="forebay-online-") as folder:
         learner = StreamLearner.open(
@@ -194,6 +185,7 @@ def train_online(data: Data, spec: RunSpec, stream: Stream) -> tuple[Surrogate, 
         while not learner.ended:
             if not learner.advance(1000):
                 raise RuntimeError(f"training stopped after {learner.batches} of {spec.plan.batches} batches")
+        learner.metrics.close()
         for line in (Path(folder) / "draws.jsonl").read_text().splitlines():
             seen.update(key // spec.schema.steps for key in json.loads(line)["keys"])
     return learner.state.surrogate, len(seen)
@@ -201,12 +193,6 @@ def train_online(data: Data, spec: RunSpec, stream: Stream) -> tuple[Surrogate, 
 
 def train_offline(blocks: Sequence[Block], spec: RunSpec) -> Surrogate:
     """The same network and schedule on stored frames, which every epoch goes through in a new order."""
-    import torch
-
-    from forebay.learners.frames import frames_of
-    from forebay.learners.step import TrainOptions, make_state, train_step
-    from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
-
     table, seed = spec.study.learner, spec.study.seed
     config = SurrogateConfig(
         IOSpec.from_schema(spec.schema), table.model.name, table.model.options, table.freeze_normaliser_after
@@ -233,8 +219,6 @@ def epochs(count: int, seed: int) -> Iterator[int]:
 
 def judge(surrogate: Surrogate, data: Data) -> tuple[float, float]:
     """Mean square error and mean relative L2 error on the validation frames."""
-    from forebay.learners.evaluate import evaluate
-
     held_out = frames(data.validation, data.spec)
     arrays = {name: values.numpy() for name, values in held_out.items()}
     predicted = surrogate.predict(arrays)
@@ -301,7 +285,7 @@ def compare(case: Case, seeds: Sequence[int]) -> Comparison:
 
 def train_rows(case: Case, data: Data, specs: Mapping[str, RunSpec]) -> Iterator[tuple[str, Trained]]:
     """The three rows, then the further ones."""
-    torch_on_one_thread()
+    torch.set_num_threads(1)
     for label, blocks in ((STORED, data.first(case.stored)), (OWN, data.train)):
         start = time.perf_counter()
         surrogate = train_offline(blocks, data.spec)
@@ -312,12 +296,6 @@ def train_rows(case: Case, data: Data, specs: Mapping[str, RunSpec]) -> Iterator
         surrogate, unique = train_online(data, specs[stream.label], stream)
         seconds = time.perf_counter() - start
         yield stream.label, Trained(*judge(surrogate, data), unique, seconds)
-
-
-def torch_on_one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def columns(case: Case) -> tuple[str, ...]:
@@ -365,7 +343,7 @@ def say(report: Report, comparison: Comparison, seeds: Sequence[int]) -> None:
 
 # -- cases -------------------------------------------------------------------------------------------------------------
 
-# A quarter of all frames is what the buffer recommends; a ring as large as the storage budget mixes too few simulations.
+# A quarter of all frames is what the buffer recommends; a ring as large as the storage budget mixes too few of them.
 QUARTER = Stream(label=STREAMED, share=0.25, pace="solver first")
 HEAT_LEARNER = {"model": {"name": "mlp"}, "loss": "mse", "batch_size": 10, "lr": 2e-3, "weight_decay": 0.0}
 DARCY_LEARNER = {
@@ -437,4 +415,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if not ONE_THREAD.items() <= os.environ.items():  # read when the libraries are loaded, which has happened
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ONE_THREAD})
     sys.exit(main())

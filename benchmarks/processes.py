@@ -34,7 +34,10 @@ class ProcessorTime:
             self._thread.join()
 
     def between(self, begin: float, end: float) -> dict[str, float]:
-        """Processor seconds by role between two times since the epoch: solver, learner, writer, driver, Ray."""
+        """Processor seconds by role between two times since the epoch: solver, learner, writer, driver, Ray, others.
+
+        `others` is what this machine did besides, and what its host took from it.
+        """
         first, last = self._nearest(begin), self._nearest(end)
         return {role: spent - first.get(role, 0.0) for role, spent in last.items()}
 
@@ -48,8 +51,15 @@ class ProcessorTime:
             totals: dict[str, float] = {}
             for role, seconds in spent.values():
                 totals[role] = totals.get(role, 0.0) + seconds
+            totals["others"] = machine_seconds() - sum(totals.values())
             self._seen.append((time.time(), totals))
             self._done.wait(EVERY_S)
+
+
+def machine_seconds() -> float:
+    """Processor seconds that the machine has spent on anything, or that its host withheld, since it was started."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICKS_PER_S
 
 
 def processes_under(root: int) -> dict[int, tuple[str, float]]:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +154,7 @@ def _drive(
         cores=spec.plan.cores,
         solvers=spec.plan.solvers,
         learner_threads=spec.plan.learner_threads,
+        learner_threads_after=spec.plan.learner_threads_after,
     )
     keeper = Keeper(journal, datasets, spec.study.run.publish_every_s)
     progress = Progress(spec.folder, spec.plan, prepared.executor)
@@ -194,7 +195,8 @@ def _executor(prepared: Prepared, clock_zero: float, *, resume: bool) -> tuple[L
         from forebay.cluster.specs import load_block, make_learner, make_sinks, make_solver
 
         solver = make_solver(spec)  # PETSc before torch: the order in which both load is tested
-        learner = make_learner(spec, clock_zero=clock_zero, resume=resume)
+        alternating = replace(spec.plan, learner_threads=spec.plan.learner_threads_after)
+        learner = make_learner(replace(spec, plan=alternating), clock_zero=clock_zero, resume=resume)
         local = LocalExecutor(
             solver, make_sinks(spec), learner, lambda key: load_block(spec, key), lambda: time.time() - clock_zero
         )

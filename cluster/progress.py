@@ -54,8 +54,7 @@ class Progress:
         self._bars = self._tasks = None
         self._console.print(f"run folder {folder}", soft_wrap=True, highlight=False)
         self._console.print(
-            f"{executor} executor on {plan.cores} cores: {plan.solvers} solver(s), learner with "
-            f"{plan.learner_threads} thread(s), {plan.learner_threads_after} once production has ended",
+            f"{executor} executor on {plan.cores} cores: {_sharing(executor, plan)}",
             highlight=False,
         )
         if self._console.is_terminal:
@@ -123,3 +122,13 @@ class Progress:
             self._bars.console.print(text, highlight=False)
         else:
             print(text, flush=True, file=sys.stdout)
+
+
+def _sharing(executor: str, plan: Plan) -> str:
+    """Who gets which core, and why."""
+    if executor == "local":
+        return f"solving and training in turn, training with {plan.learner_threads_after} thread(s)"
+    return (
+        f"{plan.solvers} solver(s) of one thread and a learner of {plan.learner_threads}, so that neither slows the "
+        f"other; when the last sample is solved the learner takes {plan.learner_threads_after}"
+    )

@@ -185,9 +185,8 @@ class StreamLearner:
         return self.batches
 
     def end_production(self) -> None:
-        """No more data will come: what can be drained is drained, within the batch budget."""
+        """No more data will come; the training thread sees to the rest before its next batch."""
         self._production_ended.set()
-        self._close_when_due()
 
     def interrupt(self) -> None:
         """Let waiting threads return; the learner is not used afterwards."""
@@ -233,12 +232,12 @@ class StreamLearner:
         return keys, arrays
 
     def _train_one(self, timeout: float) -> bool:
+        self._close_when_due()
         start = time.perf_counter()
         batch = self.ring.draw(self.options.batch_size, timeout=timeout)
         drawn = time.perf_counter()
         if batch is None:
             self._clock.wait_s += drawn - start
-            self._close_when_due()
             return False
         self.metrics.draw(self.batches + 1, batch.keys)
         self.state, step = train_step(self.state, batch.arrays)
@@ -251,7 +250,6 @@ class StreamLearner:
             self._flush()
         if self.batches % self.validate_every == 0 and not self.ended:
             self._validate()
-        self._close_when_due()
         return True
 
     def _close_when_due(self) -> None:
@@ -262,7 +260,7 @@ class StreamLearner:
         """
         if not self._production_ended.is_set() or self.ring.closed:
             return
-        torch.set_num_threads(self.plan.learner_threads_after)
+        torch.set_num_threads(self.plan.learner_threads_after)  # of this thread: the one that trains
         counts = self.ring.statistics(with_uses=False)
         left = (self.plan.batches - self.batches) * self.options.batch_size
         starved = not self.ring.can_draw(self.options.batch_size)

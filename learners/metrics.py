@@ -46,3 +46,9 @@ class MetricsLog:
     def draw(self, batch: int, keys: np.ndarray) -> None:
         """Which frames a batch consists of; with the data set, enough to replay the training."""
         self._draws.append({"batch": batch, "keys": keys.tolist()})
+
+    def close(self) -> None:
+        """Write what is buffered and give up the files; harmless when repeated."""
+        self._metrics.close()
+        self._draws.close()
+        self._board.close()
