@@ -364,7 +364,6 @@ HEAT = Case(
         Stream(label="online, ring of the storage budget", share=0.05, pace="solver first"),
         Stream(label="online, solver as slow as the learner", share=0.25, pace="evenly"),
         Stream(label="online, ring of all frames (the default)", share=1.0, pace="evenly"),
-        Stream(label="online, FIRO", share=0.25, pace="solver first", policy="firo"),
         Stream(label="online, FIFO", share=0.25, pace="solver first", policy="fifo"),
     ),
     gain=0.68,
@@ -391,11 +390,15 @@ QUICK = (
     (
         replace(
             DARCY,
-            stored=100,
-            streamed=2400,
+            stored=50,
+            streamed=4800,
             validation=64,
-            stream=replace(DARCY.stream, share=0.25),
-            learner={**DARCY_LEARNER, "model": {"name": "fno", "width": 12, "modes": 8, "layers": 2, "projection": 16}},
+            stream=replace(DARCY.stream, share=1 / 16),
+            learner={
+                **DARCY_LEARNER,
+                "model": {"name": "fno", "width": 16, "modes": 8, "layers": 3, "projection": 16},
+                "lr": 4e-3,
+            },
         ),
         (20_231,),
     ),

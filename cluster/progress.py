@@ -130,5 +130,5 @@ def _sharing(executor: str, plan: Plan) -> str:
         return f"solving and training in turn, training with {plan.learner_threads_after} thread(s)"
     return (
         f"{plan.solvers} solver(s) of one thread and a learner of {plan.learner_threads}, so that neither slows the "
-        f"other; when the last sample is solved the learner takes {plan.learner_threads_after}"
+        f"other; when the last sample is solved the learner may take {plan.learner_threads_after}"
     )

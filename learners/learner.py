@@ -25,6 +25,7 @@ from forebay.learners.metrics import MetricsLog
 from forebay.learners.ring import Ring, frames_of, ring_specs
 from forebay.learners.step import TrainOptions, TrainState, make_state, train_step
 from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
+from forebay.learners.threads import ThreadChoice
 from forebay.learners.weights import latest_checkpoint, load_checkpoint, save_checkpoint
 from forebay.pipeline.buffer import Policy, make_buffer
 from forebay.pipeline.controller import BlockKey
@@ -72,12 +73,18 @@ class StreamLearner:
     """Training chunks whose frames are all accounted for by the buffer."""
     _normalised: set[int] = field(default_factory=set, init=False)
     """Training chunks that the normaliser has seen."""
+    _arrived: SimpleQueue[tuple[int, Mapping[str, np.ndarray]]] = field(default_factory=SimpleQueue, init=False)
+    """Chunks and frames that it is still to see."""
+    _threads: ThreadChoice = field(init=False)
     _clock: _Clock = field(default_factory=_Clock, init=False)
     _losses: list[float] = field(default_factory=list, init=False)
     _production_ended: threading.Event = field(default_factory=threading.Event, init=False)
     _interrupted: threading.Event = field(default_factory=threading.Event, init=False)
     _training: threading.Event = field(default_factory=threading.Event, init=False)
     _requests: SimpleQueue[Future[tuple[int, Path]]] = field(default_factory=SimpleQueue, init=False)
+
+    def __post_init__(self) -> None:
+        self._threads = ThreadChoice(self.plan.learner_threads, self.plan.learner_threads_after)
 
     @classmethod
     def open(
@@ -196,6 +203,7 @@ class StreamLearner:
     def checkpoint(self) -> tuple[int, Path]:
         """Save weights, optimiser, normaliser, generator and buffer state between two batches; batch and folder."""
         if not self._training.is_set():
+            self._normalise()
             return self._save()
         request: Future[tuple[int, Path]] = Future()
         self._requests.put(request)
@@ -226,23 +234,40 @@ class StreamLearner:
 
     def _prepare(self, block: Block) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         keys, arrays = frames_of(block, self.schema)
-        if block.chunk not in self._normalised and len(keys):
-            self._normalised.add(block.chunk)
-            self.state.surrogate.normaliser.update(arrays)
+        if block.chunk not in self._normalised and len(keys) and not self.state.surrogate.normaliser.frozen:
+            self._arrived.put((block.chunk, arrays))
         return keys, arrays
+
+    def _normalise(self) -> None:
+        """Let the normaliser see what has arrived.
+
+        Called between two steps by the thread that trains: a step's gradient needs the numbers that its forward pass
+        had, while blocks arrive whenever they like.
+        """
+        while True:
+            try:
+                chunk, arrays = self._arrived.get_nowait()
+            except Empty:
+                return
+            if chunk not in self._normalised:
+                self._normalised.add(chunk)
+                self.state.surrogate.normaliser.update(arrays)
 
     def _train_one(self, timeout: float) -> bool:
         self._close_when_due()
         start = time.perf_counter()
         batch = self.ring.draw(self.options.batch_size, timeout=timeout)
         drawn = time.perf_counter()
+        self._normalise()
         if batch is None:
             self._clock.wait_s += drawn - start
             return False
         self.metrics.draw(self.batches + 1, batch.keys)
         self.state, step = train_step(self.state, batch.arrays)
         self._clock.draw_s += drawn - start
-        self._clock.step_s += time.perf_counter() - drawn
+        seconds = time.perf_counter() - drawn
+        self._threads.step(seconds)
+        self._clock.step_s += seconds
         self._clock.frames += len(batch.keys)
         if not step.skipped:
             self._losses.append(step.loss)
@@ -260,7 +285,7 @@ class StreamLearner:
         """
         if not self._production_ended.is_set() or self.ring.closed:
             return
-        torch.set_num_threads(self.plan.learner_threads_after)  # of this thread: the one that trains
+        self._threads.widen()
         counts = self.ring.statistics(with_uses=False)
         left = (self.plan.batches - self.batches) * self.options.batch_size
         starved = not self.ring.can_draw(self.options.batch_size)
@@ -274,6 +299,7 @@ class StreamLearner:
             except Empty:
                 return
             try:
+                self._normalise()
                 request.set_result(self._save())
             except Exception as error:
                 request.set_exception(error)

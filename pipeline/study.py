@@ -112,7 +112,7 @@ class LearnerTable(_Table):
     """Frames after which means and deviations no longer move."""
     threads: Count = 1
     threads_after_production: Count | None = None
-    """Threads once the last sample is solved and the solvers' cores are idle; by default all cores."""
+    """Most threads once the last sample is solved and the solvers' cores are idle; by default all cores."""
 
 
 class DatasetTable(_Table):
