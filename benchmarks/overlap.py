@@ -16,7 +16,9 @@ over: there the ideal is the solver's time, and then the rest of the batches at 
 
 from __future__ import annotations
 
+import math
 import pickle
+import shutil
 import statistics
 import sys
 import tempfile
@@ -109,6 +111,8 @@ class Plan:
     repeats: int
     trial_batches: int
     """Batches from which the learner's speed is estimated."""
+    together: bool = True
+    """Also run both stages at the same time, without any hand-over."""
     executor: str = "ray"
 
 
@@ -123,7 +127,7 @@ FULL = Plan(
     repeats=3,
     trial_batches=80,
 )
-QUICK = Plan(cases=(Case(name="balanced", samples=2560, network=SMALL),), repeats=1, trial_batches=60)
+QUICK = Plan(cases=(Case(name="balanced", samples=2560, network=SMALL),), repeats=1, trial_batches=60, together=False)
 
 
 # -- contenders --------------------------------------------------------------------------------------------------------
@@ -137,7 +141,6 @@ class Bench:
     folder: Path
     executor: str
     batches: int
-    runs: int = 0
 
     @property
     def blocks(self) -> Path:
@@ -174,8 +177,11 @@ class Bench:
         return {**found, "seconds": max(found.values())}
 
     def online(self) -> OnlineRun:
-        self.runs += 1
-        return run_online(self.write_study(), self.folder / f"run-{self.runs}", self.executor)
+        folder = self.folder / "run"
+        try:
+            return run_online(self.write_study(), folder, self.executor)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +194,12 @@ class Result:
     learner_on_two: Sequence[dict[str, float]]
     """On two cores; empty where the learner never has them."""
     together: Sequence[dict[str, float]]
+    """Empty where they were not measured."""
     online: Sequence[OnlineRun]
 
     def median(self, name: str, part: str = "seconds") -> float:
-        return statistics.median(found[part] for found in getattr(self, name))
+        values = [found[part] for found in getattr(self, name)]
+        return statistics.median(values) if values else math.nan
 
     @property
     def streaming(self) -> float:
@@ -235,12 +243,13 @@ def measure(case: Case, folder: Path, plan: Plan) -> Result:
     contenders: dict[str, Callable[[], Any]] = {
         "solver": lambda: bench.alone("solver"),
         "learner": lambda: bench.alone("learner"),
-        "together": bench.together,
         "online": bench.online,
     }
+    if plan.together:
+        contenders["together"] = bench.together
     if case.threads_after > 1:
         contenders["learner_on_two"] = lambda: bench.alone("learner", learner_threads=case.threads_after)
-    found: dict[str, list[Any]] = {name: [] for name in (*contenders, "learner_on_two")} | {"solver": [first]}
+    found: dict[str, list[Any]] = {"learner": [], "learner_on_two": [], "together": [], "online": [], "solver": [first]}
     for turn in range(plan.repeats):
         for name in list(contenders) if turn % 2 == 0 else reversed(list(contenders)):
             if turn or name != "solver":
@@ -281,10 +290,10 @@ def case_row(result: Result) -> list[str]:
         result.bench.case.name,
         f"{result.bench.case.samples}",
         f"{result.bench.batches}",
-        *map(number, seconds),
+        *map(shown, seconds),
         f"±{50 * (max(streams) - min(streams)) / result.streaming:.0f} %",
         f"{result.ratio:.2f}",
-        f"{result.streaming / result.median('together'):.2f}",
+        shown(result.streaming / result.median("together")),
     ]
 
 
@@ -292,19 +301,29 @@ def part_rows(result: Result) -> list[list[str]]:
     """Stage by stage; the run is the one of median streaming time."""
     run, solver, learner = result.typical, result.solver[0], result.learner[0]
     parts = ", ".join(f"{name} {number(solver[name])}" for name in SOLVER_PARTS)
-    rows: list[tuple[str, float | None, float | None, float | None, str]] = [
+    rows: list[tuple[str, float, float, float, str]] = [
         ("solver, busy", result.median("solver"), result.median("together", "solver"), run.solver_busy, parts),
-        ("solver, without a request", None, None, run.solver_idle, "hand-over, the driver's turns, credits"),
-        ("learner, drawing", learner["draw"], None, run.learner_draw, "the ring's lock included"),
-        ("learner, training steps", learner["step"], None, run.learner_step, ""),
-        ("learner, evaluations", learner["evaluation"], None, run.evaluation, ""),
-        ("learner, waiting for data", None, None, run.learner_wait, "the first blocks above all"),
+        ("solver, without a request", math.nan, math.nan, run.solver_idle, "hand-over, the driver's turns, credits"),
+        ("learner, drawing", learner["draw"], math.nan, run.learner_draw, "the ring's lock included"),
+        ("learner, training steps", learner["step"], math.nan, run.learner_step, ""),
+        ("learner, evaluations", learner["evaluation"], math.nan, run.evaluation, ""),
+        ("learner, waiting for data", math.nan, math.nan, run.learner_wait, "the first blocks above all"),
         ("learner, all", result.median("learner"), result.median("together", "learner"), run.streaming, ""),
-        ("ring, copying blocks in", learner["ingest"], None, None, "a second thread of the learner; as one go, before"),
-        ("writer, busy", None, None, run.writer_busy, "waits for the disk, mostly"),
-        ("after the last stored block", None, None, run.tail, "rest of the batches, last evaluation, saving"),
+        (
+            "ring, copying blocks in",
+            learner["ingest"],
+            math.nan,
+            math.nan,
+            "a second thread of the learner; as one go, before",
+        ),
+        ("writer, busy", math.nan, math.nan, run.writer_busy, "waits for the disk, mostly"),
+        ("after the last stored block", math.nan, math.nan, run.tail, "rest of the batches, last evaluation, saving"),
     ]
-    return [[name, *("" if value is None else number(value) for value in values), note] for name, *values, note in rows]
+    return [[name, *map(shown, values), note] for name, *values, note in rows]
+
+
+def shown(seconds: float) -> str:
+    return "" if math.isnan(seconds) else number(seconds)
 
 
 def phase_rows(result: Result) -> list[list[str]]:
@@ -327,9 +346,10 @@ def missing(result: Result) -> str:
     helpers = {role: spent for role, spent in sorted(run.processor.items()) if role not in (*stages, "others")}
     share = 100 * sum(helpers.values()) / (2 * run.streaming)
     machine = result.median("together") - max(result.median("solver"), result.median("learner"))
+    both = "" if math.isnan(machine) else f"Two busy cores cost {machine:+.2f} s without any hand-over.  "
     return (
         f"What is missing, {result.bench.case.name}: {result.streaming - result.ideal:+.2f} s against the ideal.  "
-        f"Two busy cores cost {machine:+.2f} s without any hand-over.  The learner waits {run.learner_wait:.2f} s for "
+        f"{both}The learner waits {run.learner_wait:.2f} s for "
         f"data, most of it for the first {THRESHOLD} frames; the solver is {run.solver_idle:.2f} s without a request; "
         f"training goes on for {run.tail:.2f} s after the last block is stored.  Processor seconds while streaming: "
         f"{spoken(stages)}; beside them {spoken(helpers)}, {share:.1f} % of two cores, for which the stages make room."
