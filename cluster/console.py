@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from forebay.cluster.specs import DATASETS
 from forebay.cluster.terminal import make_console
@@ -61,7 +62,7 @@ def print_dataset_info(path: Path) -> None:
         info = dataset_info(folder)
         table = Table(title=str(folder), show_header=False)
         for key, value in info.rows():
-            table.add_row(key, value)
+            table.add_row(key, Text(value))  # plain: units in brackets are no markup
         console.print(table)
 
 

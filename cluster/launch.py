@@ -204,7 +204,7 @@ def _executor(prepared: Prepared, clock_zero: float, *, resume: bool) -> tuple[L
     from forebay.cluster.ray_executor import RayExecutor
     from forebay.cluster.ray_session import start_ray
 
-    start_ray(spec.plan)
+    start_ray(spec.plan, blocks_in_flight=spec.study.run.blocks_in_flight)
     names = [f"solver-{i}" for i in range(spec.plan.solvers)]
     remote = RayExecutor(spec, lambda: time.time() - clock_zero, clock_zero, resume)
     remote.start(names)

@@ -230,6 +230,7 @@ class RayExecutor:
 
 
 def _reason(error: RayError) -> str:
-    """The cause in one paragraph: the exception that the stage raised, or why its process is gone."""
-    cause = getattr(error, "cause", None)
-    return str(cause or error).strip()
+    """The exception that the stage raised, or why its process is gone."""
+    text = str(getattr(error, "cause", None) or error).strip()
+    # An actor that fails while it is built passes its traceback on as text, whose last line is the exception.
+    return text.splitlines()[-1].strip() if "creation task" in text else text

@@ -10,7 +10,7 @@ from ray._private.internal_api import node_stats
 from forebay.pipeline.plan import Plan
 
 
-def start_ray(plan: Plan) -> None:
+def start_ray(plan: Plan, *, blocks_in_flight: int) -> None:
     """Connect to the cluster named by RAY_ADDRESS, else start a private Ray that ends with this process.
 
     The object store is sized for every block that may be in flight, four times over; the dashboard stays off.
@@ -21,12 +21,12 @@ def start_ray(plan: Plan) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level="warning")
         return
-    blocks = plan.solvers * 8 + 8
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own default, which it announces unless it is asked for
     ray.init(
         address="local",
         num_cpus=max(plan.cores, plan.solvers),
         include_dashboard=False,
-        object_store_memory=max(256 * 2**20, blocks * plan.block_bytes),
+        object_store_memory=max(256 * 2**20, 4 * plan.solvers * blocks_in_flight * plan.block_bytes),
         log_to_driver=False,
         logging_level="warning",
     )
