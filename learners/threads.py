@@ -16,7 +16,9 @@ import torch
 WINDOW = 12
 """Steps whose median is compared."""
 PAUSE = 200
-"""Steps after which more threads are tried again."""
+"""Steps after which more threads are tried again; doubles with every attempt that failed."""
+HOPELESS = 2.0
+"""A trial ends at once when two steps in a row take that many times as long as with fewer threads."""
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class ThreadChoice:
     _allowed: bool = field(default=False, init=False)
     _steps: dict[bool, deque[float]] = field(init=False)
     _rest: int = field(default=0, init=False)
+    _pause: int = field(default=PAUSE, init=False)
 
     def __post_init__(self) -> None:
         self._steps = {wide: deque(maxlen=WINDOW) for wide in (False, True)}
@@ -51,18 +54,22 @@ class ThreadChoice:
         if not self._allowed:
             return
         self._rest = max(0, self._rest - 1)
-        if self._wide and self._is_full(True) and self._median(True) >= self._median(False):
+        if self._wide and self._is_worse():
             self._steps[False].clear()
-            self._rest = PAUSE
+            self._rest, self._pause = self._pause, 2 * self._pause
             self._switch(False)
         elif not self._wide and self._is_full(False) and not self._rest:
             self._switch(True)
 
+    def _is_worse(self) -> bool:
+        before = median(self._steps[False])
+        recent = list(self._steps[True])
+        if len(recent) >= 2 and min(recent[-2:]) > HOPELESS * before:
+            return True
+        return self._is_full(True) and median(recent) >= before
+
     def _is_full(self, wide: bool) -> bool:
         return len(self._steps[wide]) == WINDOW
-
-    def _median(self, wide: bool) -> float:
-        return median(self._steps[wide])
 
     def _switch(self, wide: bool) -> None:
         self._wide = wide

@@ -35,11 +35,18 @@ def test_faster_threads_are_kept_and_torch_is_told():
     assert torch.get_num_threads() == 2
 
 
-def test_slower_threads_are_given_up_and_tried_again_later():
+def test_slower_threads_are_given_up_and_tried_again_later_and_later():
     choice = ThreadChoice(1, 2)
     choice.widen()
-    used = train(choice, WINDOW + WINDOW + PAUSE + WINDOW, {1: 1.0, 2: 4.0})
-    assert used == [1] * WINDOW + [2] * WINDOW + [1] * PAUSE + [2] * WINDOW
+    used = train(choice, 3 * WINDOW + PAUSE + 2 * PAUSE, {1: 1.0, 2: 1.1})
+    assert used == [1] * WINDOW + [2] * WINDOW + [1] * PAUSE + [2] * WINDOW + [1] * 2 * PAUSE
+
+
+def test_a_hopeless_trial_costs_two_steps():
+    choice = ThreadChoice(1, 2)
+    choice.widen()
+    used = train(choice, WINDOW + 2 + PAUSE, {1: 1.0, 2: 9.0})
+    assert used == [1] * WINDOW + [2] * 2 + [1] * PAUSE
 
 
 def test_threads_that_become_slow_are_given_up_within_a_window():
