@@ -37,8 +37,8 @@ class Stage:
     @classmethod
     def start(cls, name: str, spec: Path, blocks: Path, environment: Mapping[str, str]) -> Stage:
         command = [sys.executable, __file__, name, str(spec), str(blocks)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        return cls(subprocess.Popen(command, text=True, env={**os.environ, **environment}, **pipes))
+        full = {**os.environ, **environment}
+        return cls(subprocess.Popen(command, text=True, env=full, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
 
     def __enter__(self) -> Stage:
         line = self._line()

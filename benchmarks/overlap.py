@@ -121,8 +121,8 @@ MAIN_JOB = Network(width=32, modes=12, layers=4, projection=64)
 FULL = Plan(
     cases=(
         Case(name="balanced", samples=12_288, network=SMALL),
-        Case(name="learner-bound", samples=2048, network=MAIN_JOB, seconds=30.0),
-        Case(name="second core", samples=4096, network=MAIN_JOB, seconds=30.0, threads_after=2),
+        Case(name="learner-bound", samples=2048, network=MAIN_JOB, seconds=20.0),
+        Case(name="second core", samples=4096, network=MAIN_JOB, seconds=20.0, threads_after=2),
     ),
     repeats=3,
     trial_batches=80,
@@ -299,19 +299,19 @@ def case_row(result: Result) -> list[str]:
 
 def part_rows(result: Result) -> list[list[str]]:
     """Stage by stage; the run is the one of median streaming time."""
-    run, solver, learner = result.typical, result.solver[0], result.learner[0]
+    run, solver = result.typical, result.solver[0]
     parts = ", ".join(f"{name} {number(solver[name])}" for name in SOLVER_PARTS)
     rows: list[tuple[str, float, float, float, str]] = [
         ("solver, busy", result.median("solver"), result.median("together", "solver"), run.solver_busy, parts),
         ("solver, without a request", math.nan, math.nan, run.solver_idle, "hand-over, the driver's turns, credits"),
-        ("learner, drawing", learner["draw"], math.nan, run.learner_draw, "the ring's lock included"),
-        ("learner, training steps", learner["step"], math.nan, run.learner_step, ""),
-        ("learner, evaluations", learner["evaluation"], math.nan, run.evaluation, ""),
+        ("learner, drawing", result.median("learner", "draw"), math.nan, run.learner_draw, "the ring's lock included"),
+        ("learner, training steps", result.median("learner", "step"), math.nan, run.learner_step, ""),
+        ("learner, evaluations", result.median("learner", "evaluation"), math.nan, run.evaluation, ""),
         ("learner, waiting for data", math.nan, math.nan, run.learner_wait, "the first blocks above all"),
         ("learner, all", result.median("learner"), result.median("together", "learner"), run.streaming, ""),
         (
             "ring, copying blocks in",
-            learner["ingest"],
+            result.median("learner", "ingest"),
             math.nan,
             math.nan,
             "a second thread of the learner; as one go, before",

@@ -1,0 +1,238 @@
+"""The benchmarks still run, with sizes at which their figures mean nothing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+CLAIMS = ("fno_step", "online_vs_offline", "overlap", "ring")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a file of benchmarks/ by its name, as its neighbours see it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str) -> ModuleType:
+        module = importlib.import_module(name)
+        assert module.__file__ is not None
+        assert Path(module.__file__).parent == BENCHMARKS
+        return module
+
+    return load
+
+
+@pytest.fixture
+def report(benchmark):
+    return benchmark("common").Report("trial", argparse.Namespace(quick=True, write=False))
+
+
+def rows(report) -> dict[str, list[str]]:
+    """Cells of every table row that was printed, by the first cell."""
+    lines = [line for text in report.lines for line in text.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in cells}
+
+
+# -- what they share ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_benchmark_says_its_claim_in_the_first_line(benchmark, name):
+    module = benchmark(name)
+    assert callable(module.main)
+    assert module.__doc__.startswith("Claim: ")
+
+
+def test_make_bench_runs_existing_benchmarks_only():
+    named = re.findall(r"for name in ([\w ]+);", (ROOT / "Makefile").read_text())
+    assert named
+    assert {name for names in named for name in names.split()} <= set(CLAIMS)
+
+
+def test_the_readme_names_every_benchmark():
+    text = (BENCHMARKS / "README.md").read_text()
+    assert [name for name in CLAIMS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1234.5, "1,230"), (0.012345, "0.0123"), (3.14159, "3.14"), (2.5e8, "2.5e+08"), (-42.123, "-42.1")],
+)
+def test_numbers_have_three_digits(benchmark, value, text):
+    assert benchmark("common").number(value) == text
+
+
+def test_contenders_take_turns_and_every_second_round_runs_backwards(benchmark):
+    order = []
+    contenders = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}
+    measured = benchmark("common").alternate(contenders, 3)
+    assert "".join(order) == "abccbaabc"
+    assert measured["a"].values == (1, 6, 7)
+    assert (measured["a"].median, measured["a"].spread) == (6, 1.0)
+
+
+@pytest.mark.parametrize(("ok", "status", "word"), [(True, 0, "ok"), (False, 1, "short")])
+def test_the_last_line_and_the_exit_status_say_the_same(report, ok, status, word):
+    assert report.finish("1.07", "<= 1.10", ok=ok) == status
+    assert report.lines[-1] == f"\ntrial: 1.07 (target <= 1.10) {word}"
+
+
+# -- overlap -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_processor_time_counts_a_process_and_its_children(benchmark):
+    processes = benchmark("processes")
+    spin = "import time\nwhile time.process_time() < {}: pass\n"
+    script = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {spin.format(0.3)!r}])\n{spin.format(0.2)}"
+    with subprocess.Popen([sys.executable, "-c", script]) as child:
+        begin = time.time()
+        with processes.ProcessorTime(child.pid) as watch:
+            seen: dict[int, tuple[str, float]] = {}
+            while child.poll() is None:
+                seen |= processes.processes_under(child.pid)
+    assert {role for role, _ in seen.values()} == {"driver", "Ray"}, "a child that is no actor counts as Ray's"
+    assert seen[child.pid][1] >= 0.1
+    # The last look is at most a quarter of a second before the end of what spins for 0.3 s.
+    assert watch.between(begin, time.time())["Ray"] >= 0.04
+
+
+def test_the_second_cores_ideal_lies_between_half_the_work_and_one_core_each(benchmark):
+    overlap = benchmark("overlap")
+    bench = overlap.Bench(overlap.FULL.cases[-1], Path(), "ray", 100)
+    result = overlap.Result(
+        bench, solver=[{"seconds": 10.0}], learner=[{"seconds": 30.0}], learner_on_two=[], together=[], online=[]
+    )
+    assert result.ideal == 30.0
+    assert replace(result, learner_on_two=[{"seconds": 18.0}]).ideal == pytest.approx(10.0 + 2 / 3 * 18.0)
+    assert replace(result, learner_on_two=[{"seconds": 15.0}]).ideal == pytest.approx(result.half)
+
+
+@pytest.mark.slow
+def test_overlap_measures_every_contender(benchmark, report, monkeypatch):
+    overlap = benchmark("overlap")
+    monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
+    network = overlap.Network(width=4, modes=2, layers=1, projection=4)
+    case = overlap.Case(name="second core", samples=128, size=32, network=network, seconds=0.3, threads_after=2)
+    plan = overlap.Plan(cases=(case,), repeats=1, trial_batches=12, executor="local")
+    ratio = overlap.run_benchmark(plan, report)
+    found = rows(report)
+    assert ratio > 0
+    cells = found[case.name]
+    assert len(cells) == len(overlap.CASE_COLUMNS) - 1
+    assert "" not in cells
+    assert float(cells[-2]) == pytest.approx(ratio, abs=0.006)
+    assert float(found["learner, training steps"][2]) > 0
+    assert float(found["Ray and the actors"][0]) >= 0
+    assert sum("What is missing, second core" in text for text in report.lines) == 1
+
+
+@pytest.mark.slow
+def test_a_stage_that_cannot_start_says_so(benchmark, tmp_path, capfd):
+    alone = benchmark("alone")
+    with (
+        pytest.raises(RuntimeError, match="the stage answered '' instead of 'ready'"),
+        alone.Stage.start("solver", tmp_path / "missing.spec", tmp_path, {}),
+    ):
+        pass
+    assert "missing.spec" in capfd.readouterr().err
+
+
+# -- online against offline --------------------------------------------------------------------------------------------
+
+
+def tiny(module: ModuleType, case):
+    """Some frames, some batches; a part of the network."""
+    heat = case.problem == "heat"
+    model = {"name": "mlp", "hidden": [8]} if heat else {"name": "fno", "width": 4, "modes": 2, "layers": 1}
+    return replace(
+        case,
+        options={"size": 16, "steps": 10} if heat else {"size": 32},
+        stored=4,
+        streamed=32,
+        block=2,
+        validation=4,
+        learner={**case.learner, "model": model, "batch_size": 8},
+        stream=replace(case.stream, share=0.5),
+        others=tuple(replace(stream, share=0.5) for stream in case.others),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["HEAT", "DARCY"])
+def test_every_comparison_has_its_three_rows(benchmark, report, name):
+    module = benchmark("online_vs_offline")
+    case = tiny(module, getattr(module, name))
+    seeds = (331, 337)
+    comparison = module.compare(case, seeds)
+    module.say(report, comparison, seeds)
+    found = rows(report)
+    labels = [module.STORED, module.STREAMED, module.OWN, *(stream.label for stream in case.others)]
+    assert all(label in found for label in labels)
+    assert [trained.unique for trained in comparison.rows[module.STORED]] == [4, 4]
+    assert [trained.unique for trained in comparison.rows[module.OWN]] == [32, 32]
+    assert all(4 < trained.unique <= 32 for trained in comparison.rows[module.STREAMED])
+    assert comparison.batches == 32 * (10 if name == "HEAT" else 1) // 8
+    assert all(0 < trained.relative < 10 for trained in comparison.rows[module.STREAMED])
+    again = module.compare(case, seeds[:1])
+    for label in labels:
+        assert again.rows[label][0].mse == comparison.rows[label][0].mse, "the figure follows from the seed"
+
+
+def test_gain_and_price_are_medians_of_the_same_seeds_ratios(benchmark):
+    module = benchmark("online_vs_offline")
+
+    def trained(*errors):
+        return [module.Trained(error, 0.0, 1, 1.0) for error in errors]
+
+    table = {
+        module.STORED: trained(100.0, 200.0, 10.0),
+        module.STREAMED: trained(20.0, 20.0, 5.0),
+        module.OWN: trained(20.0, 16.0, 4.8),
+    }
+    comparison = module.Comparison(module.HEAT, 10, table)
+    assert comparison.gain == pytest.approx(-0.8)
+    assert comparison.price == pytest.approx(5 / 4.8 - 1)
+    assert comparison.ok
+    assert not module.Comparison(replace(module.HEAT, gain=0.81), 10, table).ok
+    assert not module.Comparison(replace(module.HEAT, price=0.04), 10, table).ok
+
+
+def test_a_storage_budget_between_blocks_is_refused(benchmark):
+    module = benchmark("online_vs_offline")
+    case = replace(module.QUICK[0][0], stored=12)
+    data = module.Data(case.spec(331, case.stream, Path()), [], [])
+    with pytest.raises(ValueError, match="a storage budget of 12 samples is not a multiple of the block of 5"):
+        data.first(case.stored)
+
+
+# -- ring and Fourier step ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_ring_is_measured_against_copies_and_loaders(benchmark, report):
+    ring = benchmark("ring")
+    ratios = ring.measure(report, 64, ring.Sizes(stored_bytes=4 << 20, seconds=0.005, repeats=1))
+    assert ratios.copy > 0
+    assert set(ratios.loaders) == {"xarray", "zarr-python", "HDF5"}
+    assert {"ring, draw", "ring, put", "copy_ of a batch", "reservoir", "firo", "fifo"} <= set(rows(report))
+
+
+@pytest.mark.slow
+def test_the_fourier_steps_compute_the_same_and_are_timed(benchmark):
+    steps = benchmark("fno_step").contenders(32, 4)
+    assert {"own", "own, bf16", "plain rfft2"} <= set(steps)
+    assert all(step() > 0 for step in steps.values())
