@@ -30,6 +30,9 @@ def main() -> None:
     except ForebayError as error:
         print(f"forebay: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # a second Ctrl-C, or one before the run has begun
+        print("forebay: interrupted at once; what was journaled is kept, `forebay resume` goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 @app.command

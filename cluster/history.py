@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from forebay.pipeline.controller import BlockKey
 from forebay.pipeline.journal import read_journal, records_from_columns
+from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.records import SolveRecord
 
 
@@ -42,7 +42,7 @@ def read_history(run: Path) -> History:
                 records = records_from_columns(line["records"])
                 stored[key] = (records, np.asarray(line["parameters"], float).reshape(len(records), -1))
             case "training_ended":
-                training_ended = True
+                training_ended = line["batches"] > 0
             case "run_finished":
                 complete = line["status"] == "complete"
     return History(attempts, stored, _ingested(run), training_ended, complete, _wall(run))

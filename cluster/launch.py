@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from forebay.cluster.history import History, read_history
 from forebay.cluster.provenance import provenance
 from forebay.cluster.specs import DATASETS, RunSpec
-from forebay.pipeline.controller import Controller, Finish, StopRequested
+from forebay.pipeline.controller import Controller
 from forebay.pipeline.errors import RunError
+from forebay.pipeline.messages import Finish, StopRequested
 from forebay.pipeline.plan import make_plan, resolved
 from forebay.pipeline.study import load_study, study_from_dict
 
@@ -61,7 +62,9 @@ def prepare(
 
 
 def _prepare(study: Any, study_folder: Path, folder: Path, source: Path) -> Prepared:
+    from forebay.learners.losses import make_loss
     from forebay.learners.models import check_model
+    from forebay.learners.step import TrainOptions
     from forebay.learners.surrogate import IOSpec
     from forebay.solvers.methods import Method
     from forebay.solvers.problems import check_contract, load_problem
@@ -71,7 +74,9 @@ def _prepare(study: Any, study_folder: Path, folder: Path, source: Path) -> Prep
     Method(**study.solver.model_dump(exclude={"actors"})).resolve(problem.symmetry, len(problem.pattern()[0]) - 1)
     schema = problem.schema
     plan = make_plan(study, schema)
-    check_model(study.learner.model.name, study.learner.model.options, IOSpec.from_schema(schema))
+    io = IOSpec.from_schema(schema)
+    check_model(study.learner.model.name, study.learner.model.options, io)
+    make_loss(TrainOptions.from_study(study.learner, batches=plan.batches).loss, io)
     spec = RunSpec(study_from_dict(resolved(study, plan)), plan, schema, folder, study_folder)
     return Prepared(spec, study.run.executor, problem, _first_paragraph(problem), source)
 
@@ -80,11 +85,7 @@ def launch(path: Path, overrides: Sequence[str], executor: str | None, folder: P
     """Start a run in a new folder; the process's exit status."""
     prepared = prepare(path, overrides, executor, folder)
     run_folder = prepared.spec.folder
-    if run_folder.exists() and any(run_folder.iterdir()):
-        raise RunError(
-            f"run folder {run_folder} is not empty; choose another --folder, or `forebay resume {run_folder}`"
-        )
-    run_folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(run_folder)
     study = {
         "study": prepared.spec.study.model_dump(mode="json"),
         "study_folder": str(prepared.spec.study_folder),
@@ -92,7 +93,12 @@ def launch(path: Path, overrides: Sequence[str], executor: str | None, folder: P
         "problem_summary": prepared.summary,
         **provenance(),
     }
-    _write_atomically(run_folder / "study.json", json.dumps(study, indent=2))
+    try:
+        _write_atomically(run_folder / "study.json", json.dumps(study, indent=2))
+    except OSError as error:
+        raise RunError(
+            f"{run_folder}/study.json cannot be written: {error.strerror}; choose another --folder"
+        ) from None
     datasets = _create_datasets(prepared, study)
     return _drive(prepared, datasets, History(), ["run", str(path), *_override_words(overrides)])
 
@@ -103,8 +109,7 @@ def relaunch(run_folder: Path) -> int:
 
     run_folder = run_folder.resolve()
     prepared = reopen(run_folder)
-    history = read_history(run_folder)
-    if history.complete:
+    if read_history(run_folder).complete:
         print(f"{run_folder} is complete; nothing to resume")
         return 0
     datasets: dict[Split, DatasetCoordinator] = {}
@@ -115,11 +120,24 @@ def relaunch(run_folder: Path) -> int:
             datasets |= _create_datasets(prepared, study, only=split)
             continue
         datasets[split] = DatasetCoordinator.open(path, prepared.spec.schema, prepared.spec.plan.chunks[split])
+    history = read_history(run_folder)  # again, now that the data sets' locks keep any other attempt out
     for (split, chunk), (records, parameters) in history.stored.items():
         datasets[split].commit(chunk, records, parameters)
     for dataset in datasets.values():
         dataset.publish()  # the learner reads stored blocks back
     return _drive(prepared, datasets, history, ["resume", str(run_folder)])
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        used = any(folder.iterdir())
+    except OSError as error:
+        raise RunError(
+            f"run folder {folder} cannot be made: {error.strerror}; choose a --folder that can be written"
+        ) from None
+    if used:
+        raise RunError(f"run folder {folder} is not empty; choose another --folder, or `forebay resume {folder}`")
 
 
 def reopen(run_folder: Path) -> Prepared:
@@ -161,6 +179,7 @@ def _drive(
     try:
         executor, solvers = _executor(prepared, clock_zero, resume=history.attempts > 0)
     except BaseException:
+        progress.close()
         keeper.close(None)
         raise
     flow = FlowMeter(
@@ -183,8 +202,13 @@ def _drive(
         flow.observe(event)
         progress.observe(event)
 
-    with _signals(lambda name: executor.post(StopRequested(name))):
-        ending = run(controller, executor, keeper, observe=observe)
+    try:
+        with metrics, _signals(lambda name: executor.post(StopRequested(name))):
+            ending = run(controller, executor, keeper, observe=observe)
+            if ending.status != "failed":  # of which a full disk may be the cause
+                flow.write()  # what came after the last tick
+    finally:
+        progress.close()
     return _conclude(prepared, ending, progress)
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from forebay.learners.learner import StreamLearner
-from forebay.pipeline.controller import (
+from forebay.pipeline.errors import ForebayError, RunError
+from forebay.pipeline.messages import (
     BlockIngested,
     BlockKey,
     BlockSolved,
@@ -35,7 +36,6 @@ from forebay.pipeline.controller import (
     TrainingEnded,
     stage_of,
 )
-from forebay.pipeline.errors import ForebayError
 from forebay.pipeline.records import Block, Split
 from forebay.pipeline.stages import Sink, Solver
 
@@ -85,7 +85,7 @@ class LocalExecutor:
         if time.monotonic() - self._ticked_s >= SLICE_S:
             self._ticked_s = time.monotonic()
             return Tick(self.clock())
-        if self._training and not self._production_just_ended and (not self._commands or self.learner.behind):
+        if self._training and not self._learner_command_is_next and self._training_is_due:
             return self._guarded(self._train, "learner")
         if self._commands:
             command = self._commands.popleft()
@@ -93,8 +93,9 @@ class LocalExecutor:
         raise ForebayError("the run waits for an event that nobody will send; please report this as a bug")
 
     def close(self) -> None:
-        """Nothing outlives this process."""
+        """Nothing outlives this process; what TensorBoard has buffered is written."""
         self._commands.clear()
+        self.learner.metrics.close()
 
     def _guarded(self, work: Callable[[], Event], stage: str) -> Event:
         """What the user can mend ends the run with a checkpoint; anything else is a bug and keeps its traceback."""
@@ -106,26 +107,29 @@ class LocalExecutor:
             return StageFailed(stage, str(error))
 
     @property
-    def _production_just_ended(self) -> bool:
-        """The learner must hear of it before it trains on, since it decides when the buffer closes."""
-        return bool(self._commands) and isinstance(self._commands[0], EndProduction)
+    def _learner_command_is_next(self) -> bool:
+        """The learner must hear that production has ended before it trains on, since it decides when the buffer closes.
+
+        A checkpoint may be ahead of it in the queue, or be the end of a run that resumes with it.
+        """
+        return bool(self._commands) and isinstance(self._commands[0], EndProduction | Checkpoint)
+
+    @property
+    def _training_is_due(self) -> bool:
+        return not self._commands or self.learner.behind or self.learner.ended
 
     def _train(self) -> Event:
         end = time.monotonic() + SLICE_S
-        due = not self._commands
-        done = 0
-        while time.monotonic() < end and (due or self.learner.behind) and not self.learner.ended:
-            trained = self.learner.advance(1)
-            done += trained
-            if not trained:
+        while self._training_is_due and not self.learner.ended:
+            if not self.learner.advance(1) and not self.learner.ended:
+                raise RunError("no batch can be drawn although no more data will come; please report this as a bug")
+            if time.monotonic() >= end:
                 break
-        if self.learner.ended:
-            self._training = False
-            self.learner.finish()
-            return TrainingEnded(self.learner.batches)
-        if not done and not self._commands:
-            return StageFailed("learner", "too few valid samples to fill a batch; look at the outcomes in the report")
-        return Tick(self.clock())
+        if not self.learner.ended:
+            return Tick(self.clock())
+        self._training = False
+        self.learner.finish()
+        return TrainingEnded(self.learner.batches)
 
     def _execute(self, command: Command) -> Event:
         match command:
@@ -154,9 +158,12 @@ class LocalExecutor:
         if key[0] == "validation":
             self.learner.add_validation(block)
             return BlockIngested(key, 0)
-        while not self.learner.offer(block):
-            if not self.learner.advance(1):
-                return StageFailed("learner", "the ring is full and no batch can be drawn: raise buffer.capacity")
-            if self.learner.ended:
+        frames = 0
+        while not self.learner.ended:  # afterwards nobody draws, and a full ring would stay full
+            done = self.learner.offer(block)
+            frames += self.learner.last_accepted
+            if done:
                 break
-        return BlockIngested(key, self.learner.last_accepted)
+            if not self.learner.advance(1) and not self.learner.ended:
+                raise RunError("the ring is full and no batch can be drawn; raise buffer.capacity")
+        return BlockIngested(key, frames)

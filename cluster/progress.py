@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from forebay.cluster.terminal import make_console
-from forebay.pipeline.controller import BlockSolved, Event, Finish, SolverLost, StageFailed
+from forebay.pipeline.messages import BlockSolved, Event, Finish, SolverLost, StageFailed
 from forebay.pipeline.plan import Plan
 
 if TYPE_CHECKING:
@@ -81,12 +81,16 @@ class Progress:
                 f"batch {self._batch}/{self._plan.batches}  {self._note()}"
             )
 
+    def close(self) -> None:
+        """Give the terminal back; harmless when repeated."""
+        if self._bars is not None:
+            self._bars.stop()
+
     def conclude(self, ending: Finish, summary: Summary, report: str) -> None:
         """Last words: how it ended, the figures, the report."""
         from forebay.pipeline.summary import status_text
 
-        if self._bars is not None:
-            self._bars.stop()
+        self.close()
         self._console.print(status_text(summary))
         if ending.status != "complete":
             self._console.print(f"{ending.status}: {ending.reason}", style="bold", highlight=False, soft_wrap=True)

@@ -34,16 +34,15 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The source tree's commit; empty for an installed wheel."""
+    """The source tree's commit; empty for an installed wheel, also inside of somebody else's repository."""
+    file = Path(__file__).resolve()
+    known = _git(file.parent, "ls-files", "--error-unmatch", file.name)
+    return _git(file.parent, "rev-parse", "--short=12", "HEAD") if known else ""
+
+
+def _git(folder: Path, *words: str) -> str:
     try:
-        result = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
+        result = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip()

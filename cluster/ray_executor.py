@@ -7,6 +7,7 @@ bounds the object store's memory.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,14 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from forebay.cluster.actors.learner import GROUPS, LearnerActor
 from forebay.cluster.actors.solver import SolverActor
 from forebay.cluster.actors.writer import WriterActor
 from forebay.cluster.ray_session import spilled_bytes
 from forebay.cluster.specs import RunSpec
-from forebay.pipeline.controller import (
+from forebay.pipeline.errors import RunError
+from forebay.pipeline.messages import (
     BlockIngested,
     BlockKey,
     BlockSolved,
@@ -44,7 +46,8 @@ from forebay.pipeline.controller import (
     TrainingEnded,
     stage_of,
 )
-from forebay.pipeline.errors import RunError
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 
@@ -112,10 +115,6 @@ class RayExecutor:
             self.close()
             raise RunError(f"a stage could not be started: {_reason(error)}") from None
 
-    def solver_names(self) -> list[str]:
-        """Names of the solver actors."""
-        return list(self._solvers)
-
     def submit(self, command: Command) -> None:
         """Send a command to the actor that carries it out."""
         match command:
@@ -180,7 +179,7 @@ class RayExecutor:
             try:
                 ray.get(self._learner.interrupt.remote(), timeout=10)
             except RayError as error:  # the learner is the thing that died, or is still being built
-                self._events.append(StageFailed("learner", _reason(error)))
+                log.info("the learner did not answer at the end: %s", _reason(error))
         self._waiting.clear()
         self._blocks.clear()
         self._solvers.clear()
@@ -198,10 +197,10 @@ class RayExecutor:
     def _event_of(self, reference: Any, pending: _Pending) -> Event:
         try:
             value = ray.get(reference)
-        except RayActorError as error:
-            return self._on_actor_lost(pending, _reason(error))
-        except RayTaskError as error:
+        except RayTaskError as error:  # the stage raised
             return StageFailed(stage_of(pending.command), _reason(error))
+        except RayError as error:  # its process died, or what it made was lost with its node
+            return self._on_actor_lost(pending, _reason(error))
         match pending.command:
             case Solve(key=key):
                 records, parameters, seconds = value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forebay.pipeline.controller import BlockKey
+from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.plan import Plan
 from forebay.pipeline.records import Block, Schema, Split
 from forebay.pipeline.study import Study

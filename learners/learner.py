@@ -28,8 +28,8 @@ from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
 from forebay.learners.threads import ThreadChoice
 from forebay.learners.weights import latest_checkpoint, load_checkpoint, save_checkpoint
 from forebay.pipeline.buffer import Policy, make_buffer
-from forebay.pipeline.controller import BlockKey
 from forebay.pipeline.errors import RunError
+from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.plan import Plan
 from forebay.pipeline.records import Block, Schema
 from forebay.pipeline.sampling import sample_seed

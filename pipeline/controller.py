@@ -24,169 +24,30 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
-from forebay.pipeline.records import ChunkPlan, SolveRecord, Split
-
-BlockKey = tuple[Split, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Solve:
-    """Command: let that solver make that block."""
-
-    key: BlockKey
-    solver: str
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Command: make the block durable."""
-
-    key: BlockKey
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """Command: hand the block to the learner."""
-
-    key: BlockKey
-
-
-@dataclass(frozen=True, slots=True)
-class LoadAndFeed:
-    """Command: hand a block that is already in the data set to the learner."""
-
-    key: BlockKey
-
-
-@dataclass(frozen=True, slots=True)
-class StartTraining:
-    """Command: the validation set is complete; train as data comes."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndProduction:
-    """Command: tell the learner that no more data will come."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestartSolver:
-    """Command: put a fresh solver in the place of a lost one."""
-
-    solver: str
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Command: save what a resume needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Command: let go of everything."""
-
-    status: Literal["complete", "stopped", "failed"]
-    reason: str = ""
-
-
-Command = Solve | Store | Feed | LoadAndFeed | StartTraining | EndProduction | RestartSolver | Checkpoint | Finish
-
-
-def stage_of(command: Command) -> str:
-    """Who carries a command out; names the culprit in `StageFailed`."""
-    match command:
-        case Solve():
-            return "solver"
-        case Store():
-            return "data set"
-        case _:
-            return "learner"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockSolved:
-    """Event: a solver has made a block."""
-
-    key: BlockKey
-    solver: str
-    records: Sequence[SolveRecord]
-    parameters: np.ndarray
-    """Scalar parameters of the samples, float64 (k, p)."""
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class BlockStored:
-    """Event: a block is durable."""
-
-    key: BlockKey
-
-
-@dataclass(frozen=True, slots=True)
-class BlockIngested:
-    """Event: the learner holds the block's valid frames."""
-
-    key: BlockKey
-    frames: int
-
-
-@dataclass(frozen=True, slots=True)
-class SolverLost:
-    """Event: a solver died; what it was solving must be solved again."""
-
-    solver: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingEnded:
-    """Event: the batch budget is spent or the data is exhausted."""
-
-    batches: int
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointSaved:
-    """Event: a checkpoint is durable."""
-
-    batch: int
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Event: nothing happened, but time has passed."""
-
-    wall_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """Event: somebody wants the run to end early, and to be resumable."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StageFailed:
-    """Event: a stage cannot go on (full disk, learner lost, training diverged)."""
-
-    stage: str
-    reason: str
-
-
-Event = (
-    BlockSolved
-    | BlockStored
-    | BlockIngested
-    | SolverLost
-    | TrainingEnded
-    | CheckpointSaved
-    | Tick
-    | StopRequested
-    | StageFailed
+from forebay.pipeline.messages import (
+    BlockIngested,
+    BlockKey,
+    BlockSolved,
+    BlockStored,
+    Checkpoint,
+    CheckpointSaved,
+    Command,
+    EndProduction,
+    Event,
+    Feed,
+    Finish,
+    LoadAndFeed,
+    RestartSolver,
+    Solve,
+    SolverLost,
+    StageFailed,
+    StartTraining,
+    StopRequested,
+    Store,
+    Tick,
+    TrainingEnded,
 )
+from forebay.pipeline.records import ChunkPlan, Split
 
 
 @dataclass(slots=True)
@@ -220,6 +81,8 @@ class Controller:
     _training_ended: bool = field(default=False, init=False)
     _stopping: Finish | None = field(default=None, init=False)
     _last_checkpoint_s: float = field(default=0.0, init=False)
+    _saving: int = field(default=0, init=False)
+    """Checkpoints that were asked for and are not saved yet."""
 
     def start(self) -> list[Command]:
         """First commands of the run."""
@@ -243,18 +106,15 @@ class Controller:
                 self._settle(key, "feed")
             case SolverLost(solver=solver, reason=reason):
                 return self._on_lost(solver, reason)
-            case TrainingEnded():
-                self._training_ended = True
-                for key in [k for k, todo in self._open.items() if "feed" in todo]:
-                    self._settle(key, "feed")
+            case TrainingEnded(batches=batches):
+                return self._on_training_ended(batches)
             case StopRequested(reason=reason):
                 return self._stop(Finish("stopped", reason))
             case StageFailed(stage=stage, reason=reason):
-                if self._stopping:  # the checkpoint that was to end the run could not be saved
-                    return self._finish(self._stopping)
-                return self._stop(Finish("failed", f"{stage}: {reason}"))
+                return self._on_failed(stage, reason)
             case CheckpointSaved():
-                if self._stopping:
+                self._saving = max(0, self._saving - 1)
+                if self._stopping and not self._saving:
                     return self._finish(self._stopping)
             case Tick(wall_s=wall_s):
                 return self._on_tick(wall_s)
@@ -366,12 +226,36 @@ class Controller:
             )
         return [RestartSolver(solver), *self._proceed()]
 
+    def _on_training_ended(self, batches: int) -> list[Command]:
+        if not batches:
+            return self._finish(
+                Finish("failed", "learner: no training sample is valid, so nothing was trained; see the outcomes")
+            )
+        self._training_ended = True
+        for key in [k for k, todo in self._open.items() if "feed" in todo]:
+            self._settle(key, "feed")
+        # Nobody draws any more: a block that is only to be fed would wait for room for ever.
+        self._pending = deque(key for key in self._pending if key not in self._stored)
+        return self._proceed()
+
+    def _on_failed(self, stage: str, reason: str) -> list[Command]:
+        if self._stopping is None:
+            return self._stop(Finish("failed", f"{stage}: {reason}"))
+        if stage == "learner":  # nobody will save the checkpoint that was to end the run
+            return self._finish(Finish("failed", f"{self._stopping.reason}, then {stage}: {reason}"))
+        return []
+
     def _on_tick(self, wall_s: float) -> list[Command]:
         due = wall_s - self._last_checkpoint_s >= self.checkpoint_every_s
-        if due and self._phase == "training" and not self._stopping:
-            self._last_checkpoint_s = wall_s
-            return [Checkpoint()]
-        return []
+        training = self._phase == "training" and not self._training_ended and not self._stopping
+        if not due or not training or self._saving:
+            return []
+        self._last_checkpoint_s = wall_s
+        return self._save()
+
+    def _save(self) -> list[Command]:
+        self._saving += 1
+        return [Checkpoint()]
 
     def _stop(self, ending: Finish) -> list[Command]:
         if self._stopping:
@@ -379,7 +263,7 @@ class Controller:
         if self._phase == "validation" or (ending.status == "failed" and ending.reason.startswith("learner")):
             return self._finish(ending)  # nothing trained yet, or nobody left who could save it
         self._stopping = ending
-        return [Checkpoint()]
+        return self._save()
 
     def _finish(self, ending: Finish) -> list[Command]:
         self.finished = ending

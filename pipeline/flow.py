@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from forebay.pipeline.controller import BlockIngested, BlockSolved, BlockStored, Event, Tick, TrainingEnded
 from forebay.pipeline.journal import Journal
+from forebay.pipeline.messages import BlockIngested, BlockSolved, BlockStored, Event, Tick, TrainingEnded
 
 
 @dataclass(slots=True)

@@ -8,9 +8,12 @@ and shows nothing that was not.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from forebay.pipeline.controller import (
+from forebay.pipeline.dataset import DatasetCoordinator
+from forebay.pipeline.journal import Journal, records_to_columns
+from forebay.pipeline.messages import (
     BlockIngested,
     BlockKey,
     BlockSolved,
@@ -27,8 +30,6 @@ from forebay.pipeline.controller import (
     Tick,
     TrainingEnded,
 )
-from forebay.pipeline.dataset import DatasetCoordinator
-from forebay.pipeline.journal import Journal, records_to_columns
 from forebay.pipeline.records import Split
 
 
@@ -84,14 +85,14 @@ class Keeper:
 
     def close(self, ending: Finish | None) -> None:
         """Publish what is committed and let go of the files; no ending means a crash, which is journaled too."""
-        try:
-            self.publish()
-        finally:
-            for dataset in self.datasets.values():
-                dataset.close()
+        with ExitStack() as stack:  # each of these happens whatever the others raise, on a full disk for example
+            stack.enter_context(self.journal)
             if ending is None:
-                self.journal.append("run_finished", status="failed", reason="the driver raised an exception")
-            self.journal.close()
+                stack.callback(
+                    self.journal.append, "run_finished", status="failed", reason="the driver raised an exception"
+                )
+            for dataset in self.datasets.values():
+                stack.callback(dataset.close)
 
     def _commit(self, key: BlockKey) -> None:
         solved = self._solved.pop(key, None)

@@ -108,11 +108,17 @@ def _buffer_sizes(study: Study, frames: int, frame_bytes: int) -> tuple[int, int
         )
     threshold = study.buffer.threshold
     if threshold is None:
-        threshold = 0 if study.buffer.policy == "fifo" else min(capacity // 4, 16 * batch, capacity - batch)
+        held = min(capacity, frames)
+        threshold = 0 if study.buffer.policy == "fifo" else max(0, min(held // 4, 16 * batch, held - batch))
     if threshold >= capacity:
         raise StudyError(
             f"buffer.threshold = {threshold} must be below the capacity of {capacity} frames; "
             f"use at most {capacity - 1}"
+        )
+    if threshold >= frames:
+        raise StudyError(
+            f"buffer.threshold = {threshold} is never exceeded by the {frames} frames of the study, so training would "
+            f"begin when the last sample is solved; use at most {frames - 1}, or more `samples`"
         )
     if study.buffer.policy == "fifo" and threshold:
         raise StudyError(f"buffer.threshold = {threshold} has no meaning for the policy fifo; leave it out")

@@ -16,8 +16,9 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from forebay.pipeline.controller import Command, Controller, Event, Finish
+from forebay.pipeline.controller import Controller
 from forebay.pipeline.keeper import Keeper
+from forebay.pipeline.messages import Command, Event, Finish
 
 log = logging.getLogger(__name__)
 

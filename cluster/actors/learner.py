@@ -7,12 +7,11 @@ back-pressure), `train` runs until training ends, `control` answers at any time.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import ray
 
 from forebay.cluster.specs import RunSpec, load_block, make_learner
-from forebay.pipeline.controller import BlockKey
+from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.records import Block
 
 GROUPS = {"ingest": 1, "train": 1, "control": 2}
@@ -67,8 +66,3 @@ class LearnerActor:
     def interrupt(self) -> None:
         """Let waiting threads return."""
         self._learner.interrupt()
-
-    @ray.method(concurrency_group="control")
-    def statistics(self) -> dict[str, Any]:
-        """Counters of ring and training."""
-        return self._learner.statistics()

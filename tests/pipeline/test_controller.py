@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forebay.pipeline.controller import (
+from forebay.pipeline.controller import Controller
+from forebay.pipeline.messages import (
     BlockIngested,
     BlockSolved,
     BlockStored,
     Checkpoint,
     CheckpointSaved,
-    Controller,
     EndProduction,
     Feed,
     Finish,
@@ -210,3 +210,79 @@ def test_a_failed_stage_ends_the_run_and_saves_the_learner_unless_it_is_the_lear
         world.step(0.0)
     (command,) = controller.handle(StageFailed(stage, "no space left"))
     assert command == (first or Finish("failed", "learner: no space left"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(2, 10**6),
+    stored=st.sets(st.integers(0, 8)),
+    credits=st.integers(1, 3),
+    fed_until_the_end=st.integers(0, 9),
+)
+def test_a_run_completes_when_training_ends_early_and_the_learner_takes_no_more_blocks(
+    seed, stored, credits, fed_until_the_end
+):
+    p = plans(9)
+    done = {("train", c) for c in stored} | {("validation", 0), ("validation", 1)}
+    controller = Controller(p, ["solver-0", "solver-1"], credits, stored=done)
+    world = World(controller, random.Random(seed))
+    world.submit(controller.start())
+    for _ in range(200):
+        if controller.finished:
+            break
+        if world.started and sum(key[0] == "train" for key in world.fed) >= fed_until_the_end:
+            world.todo = [t for t in world.todo if not isinstance(t, Feed | LoadAndFeed | TrainingEnded)]
+            world.handle(TrainingEnded(3))
+            fed_until_the_end = 1000
+        else:
+            world.step(0.0)
+        if fed_until_the_end == 1000:  # the ring is full and nobody draws: no answer ever comes
+            world.todo = [t for t in world.todo if not isinstance(t, Feed | LoadAndFeed | TrainingEnded)]
+        assert controller.finished or world.todo, "the run waits for the learner, which has ended"
+    assert controller.finished == Finish("complete")
+    assert set(world.stores) == every_key(p) - done
+
+
+def started(**options):
+    """A controller whose validation is over, with four training blocks requested."""
+    controller = Controller(plans(), ["solver-0", "solver-1"], 2, **options)
+    world = World(controller, random.Random(7))
+    world.submit(controller.start())
+    while world.started == 0:
+        world.step(0.0)
+    return controller
+
+
+def test_what_else_fails_while_stopping_does_not_cut_off_the_last_checkpoint():
+    controller = started()
+    assert controller.handle(StageFailed("data set", "no space left")) == [Checkpoint()]
+    assert controller.handle(StageFailed("data set", "no space left")) == []
+    assert controller.handle(CheckpointSaved(3, "x")) == [Finish("failed", "data set: no space left")]
+
+
+def test_a_stop_whose_checkpoint_cannot_be_saved_is_a_failure_that_names_both():
+    controller = started()
+    controller.handle(StopRequested("SIGTERM"))
+    ending = controller.handle(StageFailed("learner", "no space left"))
+    assert ending == [Finish("failed", "SIGTERM, then learner: no space left")]
+
+
+def test_one_checkpoint_at_a_time_and_a_stop_waits_for_its_own():
+    controller = started(checkpoint_every_s=10)
+    assert controller.handle(Tick(61.0)) == [Checkpoint()]
+    assert controller.handle(Tick(75.0)) == [], "the first one is not saved yet"
+    assert controller.handle(StopRequested("SIGTERM")) == [Checkpoint()]
+    assert controller.handle(CheckpointSaved(3, "x")) == [], "this one was asked for before the stop"
+    assert controller.handle(CheckpointSaved(4, "y")) == [Finish("stopped", "SIGTERM")]
+
+
+def test_nothing_is_saved_by_the_clock_once_training_has_ended():
+    controller = started(checkpoint_every_s=10)
+    controller.handle(TrainingEnded(3))
+    assert controller.handle(Tick(61.0)) == []
+
+
+def test_a_training_without_a_single_batch_is_a_failure_and_not_complete():
+    (ending,) = started().handle(TrainingEnded(0))
+    assert ending.status == "failed"
+    assert "no training sample is valid" in ending.reason
