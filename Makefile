@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.ready  ## the main job: solve, stream, train, keep, report (about four minutes)
+demo: $(VENV)/.ready  ## the main job: solve, stream, train, keep, report (about ninety seconds)
 	$(BIN)/forebay run examples/darcy_demo.toml
 
 test: $(VENV)/.ready  ## everything but the slow tests
@@ -36,11 +36,11 @@ check: $(VENV)/.ready  ## style, types, import contracts
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.ready  ## every benchmark in full; results go to benchmarks/results
-	@status=0; for name in overlap ring online_vs_offline; do \
+	@status=0; for name in overlap ring online_vs_offline fno_step; do \
 	  $(BIN)/python benchmarks/$$name.py --write || status=1; done; exit $$status
 
 bench-quick: $(VENV)/.ready  ## every benchmark in under a minute each
-	@status=0; for name in overlap ring online_vs_offline; do \
+	@status=0; for name in overlap ring online_vs_offline fno_step; do \
 	  $(BIN)/python benchmarks/$$name.py --quick || status=1; done; exit $$status
 
 docs: $(VENV)/.ready  ## the documentation as a site in build/docs; fails on a broken link

@@ -81,6 +81,8 @@ class StreamLearner:
     _production_ended: threading.Event = field(default_factory=threading.Event, init=False)
     _interrupted: threading.Event = field(default_factory=threading.Event, init=False)
     _training: threading.Event = field(default_factory=threading.Event, init=False)
+    _changing_hands: threading.Lock = field(default_factory=threading.Lock, init=False)
+    """Held while a thread begins or ends to train, and while another one saves in between."""
     _requests: SimpleQueue[Future[tuple[int, Path]]] = field(default_factory=SimpleQueue, init=False)
 
     def __post_init__(self) -> None:
@@ -179,7 +181,8 @@ class StreamLearner:
     def train(self) -> int:
         """Train until the budget is spent or the data is exhausted, waiting for data; returns all batches so far."""
         torch.set_num_threads(self.plan.learner_threads)
-        self._training.set()
+        with self._changing_hands:
+            self._training.set()
         try:
             while not self.ended and not self._interrupted.is_set():
                 self._serve_requests()
@@ -187,8 +190,9 @@ class StreamLearner:
             if self.ended:
                 self.finish()
         finally:
-            self._training.clear()
-            self._serve_requests()
+            with self._changing_hands:
+                self._training.clear()
+                self._serve_requests()
         return self.batches
 
     def end_production(self) -> None:
@@ -202,13 +206,12 @@ class StreamLearner:
 
     def checkpoint(self) -> tuple[int, Path]:
         """Save weights, optimiser, normaliser, generator and buffer state between two batches; batch and folder."""
-        if not self._training.is_set():
-            self._normalise()
-            return self._save()
-        request: Future[tuple[int, Path]] = Future()
-        self._requests.put(request)
-        if not self._training.is_set():  # training ended between the two looks; nobody else will serve it
-            self._serve_requests()
+        with self._changing_hands:
+            if not self._training.is_set():
+                self._normalise()
+                return self._save()
+            request: Future[tuple[int, Path]] = Future()
+            self._requests.put(request)
         return request.result()
 
     def finish(self) -> Evaluation:
@@ -283,9 +286,11 @@ class StreamLearner:
         Melissa's rule closes at the end of production; with more batches to train than frames to drain, drawing goes
         on without removal until the two meet, so that the last frames are used up in the last batches.
         """
-        if not self._production_ended.is_set() or self.ring.closed:
+        if not self._production_ended.is_set():
             return
         self._threads.widen()
+        if self.ring.closed:
+            return
         counts = self.ring.statistics(with_uses=False)
         left = (self.plan.batches - self.batches) * self.options.batch_size
         starved = not self.ring.can_draw(self.options.batch_size)

@@ -64,12 +64,12 @@ def read_chunk(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarra
         size = path.stat().st_size
     except FileNotFoundError:
         raise DatasetError(
-            f"chunk file {path} is missing; `forebay dataset verify` lists all that are, `forebay resume` solves them"
+            f"chunk file {path} is missing; `forebay dataset verify` lists all that are; restore it from a copy"
         ) from None
     if size != expected:
         raise DatasetError(
             f"chunk file {path} has {size} bytes where {expected} are due (shape {shape}, {dtype}); "
-            f"delete it and resume the run, which solves its samples again"
+            f"restore it from a copy; a stored block is not solved again"
         )
     return np.asarray(np.memmap(path, dtype.newbyteorder("<"), "r", shape=shape))
 
