@@ -60,7 +60,7 @@ def test_a_missing_chunk_names_file_and_remedy(tmp_path):
 
 def test_a_truncated_chunk_is_refused_with_both_sizes(tmp_path):
     (tmp_path / "0").write_bytes(b"1234567")
-    with pytest.raises(DatasetError, match=r"has 7 bytes where 8 are due .*delete it and resume"):
+    with pytest.raises(DatasetError, match=r"has 7 bytes where 8 are due .*restore it from a copy"):
         read_chunk(tmp_path / "0", F4, (2,))
 
 
