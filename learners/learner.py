@@ -231,10 +231,6 @@ class StreamLearner:
         np.savez_compressed(self.folder / "predictions.npz", **extra)
         return evaluation
 
-    def statistics(self) -> dict[str, Any]:
-        """Counters for whoever watches."""
-        return {"batches": self.batches, "frames": self._clock.frames, "wait_s": self._clock.wait_s}
-
     def _prepare(self, block: Block) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         keys, arrays = frames_of(block, self.schema)
         if block.chunk not in self._normalised and len(keys) and not self.state.surrogate.normaliser.frozen:

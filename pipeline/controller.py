@@ -57,7 +57,7 @@ class Controller:
     plans: Mapping[Split, ChunkPlan]
     solvers: Sequence[str]
     credits: int
-    """Training blocks per solver that may be requested and not yet both stored and ingested."""
+    """Blocks per solver that may be requested and not yet both stored and ingested."""
     stored: Collection[BlockKey] = ()
     """Blocks of earlier attempts that are in the data set."""
     ingested: Collection[BlockKey] = ()

@@ -42,7 +42,6 @@ class Keeper:
     publish_every_s: float = 2.0
     _solved: dict[BlockKey, BlockSolved] = field(default_factory=dict, init=False)
     _published_s: float = field(default=0.0, init=False)
-    _stored_once: set[BlockKey] = field(default_factory=set, init=False)
 
     def note(self, command: Command) -> None:
         """Journal the commands that a replay needs."""
@@ -96,9 +95,8 @@ class Keeper:
 
     def _commit(self, key: BlockKey) -> None:
         solved = self._solved.pop(key, None)
-        if solved is None or key in self._stored_once:
+        if solved is None:
             return  # a second report of the same block
-        self._stored_once.add(key)
         split, chunk = key
         self.journal.append(
             "block_stored",

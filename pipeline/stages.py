@@ -86,15 +86,3 @@ class Sink(Protocol):
     def store(self, block: Block) -> None:
         """Make the block durable; storing the same chunk twice leaves one copy."""
         ...
-
-
-class Learner(Protocol):
-    """Turns blocks into weights."""
-
-    def ingest(self, block: Block) -> bool:
-        """Accept the block's valid frames; False when it must be offered again because there is no room."""
-        ...
-
-    def advance(self, batches: int) -> int:
-        """Train up to that many batches; returns how many were done before data ran short."""
-        ...
