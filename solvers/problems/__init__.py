@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -108,17 +107,17 @@ def _class_from_file(path: Path, class_name: str) -> type:
 
 def _execute(path: Path) -> ModuleType:
     """The file as a module, executed once for each content it had."""
-    digest = hashlib.blake2b(str(path).encode() + b"\0" + path.read_bytes(), digest_size=8).hexdigest()
+    source = path.read_bytes()
+    digest = hashlib.blake2b(str(path).encode() + b"\0" + source, digest_size=8).hexdigest()
     name = f"forebay_user_{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ProblemError(f"problem file {path} cannot be imported; it must be a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look their module up while they are made
     try:
-        spec.loader.exec_module(module)
+        # Compiled here and not by importlib, whose cache takes an edit within the same second for the old file.
+        exec(compile(source, str(path), "exec"), vars(module))
     except Exception as error:
         del sys.modules[name]
         raise ProblemError(
