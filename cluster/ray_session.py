@@ -22,8 +22,8 @@ def start_ray(plan: Plan, *, blocks_in_flight: int) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level="warning")
         return
-    # Ray turns its token authentication on by itself, which is what we want, and warns that it has.  RAY_AUTH_MODE=token
-    # would silence it, but has to be set before ray is imported, else client and server disagree.
+    # Ray turns its token authentication on by itself, as we want, and warns that it has.  RAY_AUTH_MODE=token would
+    # silence it, but has to be set before ray is imported, else client and server disagree.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
         address="local",
