@@ -1,7 +1,7 @@
 """How many threads training uses once the solvers' cores are idle: more, as long as more is faster.
 
-Two threads that wait for each other at some hundred barriers a step gain a quarter on idle cores (44 against 58 ms for
-the demo's network on two cores) and lose a factor of four when something else needs one of them (256 ms).
+Two threads that wait for each other at some hundred barriers a step gain about a quarter on idle cores and lose a
+factor of four when something else needs one of them (tried by hand with the demo's network: 58, 44 and 256 ms a step).
 Nobody can know that beforehand, so it is measured while training.
 """
 
