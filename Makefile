@@ -44,7 +44,7 @@ bench-quick: $(VENV)/.ready  ## every benchmark in under a minute each
 	  $(BIN)/python benchmarks/$$name.py --quick || status=1; done; exit $$status
 
 docs: $(VENV)/.ready  ## the documentation as a site in build/docs; fails on a broken link
-	$(BIN)/python -m pip install --quiet -c constraints.txt '.[docs]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/docs
 	@echo build/docs/index.html
 
