@@ -44,7 +44,7 @@ class Cycle:
 
     @property
     def steps(self) -> int:
-        """j."""
+        """Krylov vectors, j."""
         return len(self.coefficients)
 
 
@@ -100,15 +100,16 @@ def _orthogonalise(
 ) -> tuple[np.ndarray, float]:
     """Classical Gram-Schmidt of w against [C; V] in place; returns the coefficients and what is left of ‖w‖."""
     column = np.zeros(len(basis))
-    before = rows.norm(w)
     for _ in range(2):
         products = rows.dots(basis, w)
+        weights = products.copy()
         if inverse_gram is not None:
-            products[:recycled] = inverse_gram @ products[:recycled]
-        w -= products.astype(basis.dtype) @ basis
-        column += products
+            weights[:recycled] = inverse_gram @ products[:recycled]
+        w -= weights.astype(basis.dtype) @ basis
+        column += weights
         after = rows.norm(w)
-        if not after < _CANCELLED * before:
+        removed = float(products @ weights)  # ‖w‖² lost, since V is orthonormal and C's Gram matrix is in the weights
+        if not after**2 < _CANCELLED**2 * (after**2 + removed):
             break
     return column, after
 
@@ -139,7 +140,7 @@ class _LeastSquares:
         return abs(float(self._rhs[j + 1]))
 
     def solve(self, steps: int) -> np.ndarray:
-        """y (steps,); directions that A maps to nothing are left out."""
+        """Coefficients y (steps,); directions that A maps to nothing are left out."""
         triangle = self._triangle[:steps, :steps]
         diagonal = np.abs(np.diag(triangle))
         if steps == 0 or diagonal.min() > 1e-14 * diagonal.max():

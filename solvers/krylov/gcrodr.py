@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 from forebay.pipeline.records import Outcome
 from forebay.solvers.krylov.arnoldi import Bases, Cycle, run_cycle
@@ -107,6 +107,7 @@ class GcroDr:
         self._unknowns = -1
         self._bases: dict[np.dtype, Bases] = {}
         self._imaged: tuple[int, np.ndarray] | None = None
+        self._panel: _Panel | None = None
 
     def init(self, matrix: Any, preconditioner: Any = None) -> None:
         """Take a PETSc Mat and a set-up PC (None: identity); storage is kept while the local size stays."""
@@ -120,6 +121,7 @@ class GcroDr:
             self._rows = Rows(matrix.comm)
         self._matrix, self._preconditioner = matrix, preconditioner
         self._imaged = None
+        self._free_panel()
 
     def solve(
         self,
@@ -231,7 +233,7 @@ class GcroDr:
         return self._stagnation(state, before)
 
     def _apply(self) -> None:
-        """z = M⁻¹ v, w = A z."""
+        """Set z = M⁻¹ v and w = A z."""
         v, z, w = self._vecs
         if self._preconditioner is None:
             v.copy(z)
@@ -245,6 +247,18 @@ class GcroDr:
         self._matrix.mult(self._vecs[0], self._vecs[2])
         state.products += 1
         return self._arrays[2]
+
+    def _multiply(self, vectors: np.ndarray, images: np.ndarray) -> None:
+        """A times every row of U; together where PETSc can, which reads the matrix once for four vectors."""
+        if self._matrix.getType() != "seqaij":
+            for image, direction in zip(images, vectors, strict=False):
+                self._arrays[0][:] = direction
+                self._matrix.mult(self._vecs[0], self._vecs[2])
+                image[:] = self._arrays[2]
+            return
+        if self._panel is None:
+            self._panel = _Panel(self._matrix)
+        self._panel.multiply(vectors, images)
 
     def _update_residual(self, state: _State) -> None:
         np.subtract(state.rhs, self._product(state, state.x), out=state.residual)
@@ -263,8 +277,8 @@ class GcroDr:
         images = self._storage(state).images
         key = self._matrix.stateGet()
         if self._imaged is None or self._imaged[0] != key or self._imaged[1] is not state.vectors:
-            for image, direction in zip(images, state.vectors, strict=False):
-                image[:] = self._product(state, direction)
+            self._multiply(state.vectors, images)
+            state.products += len(state.vectors)
         self._factor_gram(state, images)
         self._remember_images(state)
 
@@ -282,27 +296,30 @@ class GcroDr:
             return
         scale = 1.0 / np.sqrt(np.diag(gram))
         scaled = gram * scale[:, None] * scale
-        values, axes = np.linalg.eigh(scaled)
-        if values[0] < _DEPENDENT[images.dtype]:
+        factor, failed = dpotrf(scaled, lower=1)
+        # The smallest pivot bounds the smallest eigenvalue from above: a cheap test for what is rarely the case.
+        if failed or np.diag(factor).min() ** 2 < 10 * _DEPENDENT[images.dtype]:
+            values, axes = np.linalg.eigh(scaled)
             keep = values > _DEPENDENT[images.dtype]
             mix = (scale[:, None] * axes[:, keep] / np.sqrt(values[keep])).T.astype(images.dtype)
             state.vectors = (mix @ state.vectors).astype(images.dtype, copy=False)
             images[: len(mix)] = mix @ used
             scaled, scale = self._rows.gram(images[: len(mix)], images[: len(mix)]), np.ones(len(mix))
-        factor = cholesky(scaled, lower=True)
-        state.inverse_gram = cho_solve((factor, True), np.eye(len(scale))) * scale[:, None] * scale
+            factor = np.linalg.cholesky(scaled)
+        inverse, _ = dpotrs(factor, np.eye(len(scale)), lower=1)
+        state.inverse_gram = inverse * scale[:, None] * scale
 
     def _drop(self, state: _State) -> None:
         state.vectors, state.inverse_gram = state.vectors[:0], None
 
     def _project(self, state: _State, bases: Bases) -> None:
-        """x += U (C Cᵀ)⁻¹ C r, which makes the residual orthogonal to C."""
+        """Add U (C Cᵀ)⁻¹ C r to x, which makes the residual orthogonal to C."""
         weights = state.inverse_gram @ self._rows.dots(bases.images[: len(state.vectors)], state.residual)
         state.x += weights.astype(bases.images.dtype) @ state.vectors
         self._update_residual(state)
 
     def _correct(self, state: _State, bases: Bases, cycle: Cycle) -> None:
-        """x += Z y - U B y, where B holds the components of A Z along C."""
+        """Add Z y - U B y to x, where B holds the components of A Z along C."""
         k = len(state.vectors)
         y = cycle.coefficients
         state.x += y.astype(bases.directions.dtype) @ bases.directions[: cycle.steps]
@@ -383,7 +400,43 @@ class GcroDr:
         if self._unknowns >= 0:
             for vec in self._vecs:
                 vec.destroy()
+            self._free_panel()
             self._unknowns = -1
+
+    def _free_panel(self) -> None:
+        if self._panel is not None:
+            self._panel.destroy()
+            self._panel = None
+
+
+class _Panel:
+    """Eight vectors at a time as dense matrices, float64 as PETSc wants them."""
+
+    WIDTH = 8
+
+    def __init__(self, matrix: Any) -> None:
+        PETSc = petsc()
+        n = matrix.getSize()[0]
+        self._matrix = matrix
+        self._x, self._y = (np.zeros((self.WIDTH, n)) for _ in range(2))
+        # A C-ordered (width, n) array is PETSc's column-major n × width.
+        self._x_mat, self._y_mat = (
+            PETSc.Mat().createDense((n, self.WIDTH), array=array.reshape(-1), comm=PETSc.COMM_SELF)
+            for array in (self._x, self._y)
+        )
+
+    def multiply(self, vectors: np.ndarray, images: np.ndarray) -> None:
+        """Write A u for every row u."""
+        for start in range(0, len(vectors), self.WIDTH):
+            part = vectors[start : start + self.WIDTH]
+            self._x[: len(part)] = part
+            self._matrix.matMult(self._x_mat, result=self._y_mat)
+            images[start : start + len(part)] = self._y[: len(part)]
+
+    def destroy(self) -> None:
+        """Free PETSc's side."""
+        self._x_mat.destroy()
+        self._y_mat.destroy()
 
 
 _DEPENDENT = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}

@@ -30,7 +30,7 @@ class GcroDrKsp:
         self._solver = GcroDr(restart=restart, recycle=recycle, variant=variant)
         self._operators: tuple[int, int] | None = None
 
-    def setFromOptions(self, ksp: Any) -> None:  # noqa: N802  PETSc's name
+    def setFromOptions(self, ksp: Any) -> None:
         """Read the options above."""
         options = petsc().Options(ksp.getOptionsPrefix() or "")
         now = self._solver

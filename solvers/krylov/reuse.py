@@ -9,10 +9,10 @@ from dataclasses import dataclass
 class RefreshRule:
     """Keep a factor or hierarchy while the next solve with it costs less than the average since it was made.
 
-    With set-up cost S and iterations i₁, i₂, ... since, the average cost of a sample is (S + Σ iₗ) / j.  It falls as long
-    as the latest iₗ is below it, so the preconditioner is renewed when iⱼ is above: the stopping rule that minimises
-    the average when the counts grow (they do, as samples move away).  Counts, not seconds, decide, so that a run can be
-    repeated.  Good values of S: 12 for a 2D factorisation, 6 for a multigrid hierarchy.
+    With set-up cost S and iterations i₁, i₂, ... since, the average cost of a sample is (S + Σ iₗ) / j.  It falls as
+    long as the latest iₗ is below it, so the preconditioner is renewed when iⱼ is above: the stopping rule that
+    minimises the average when the counts grow (they do, as samples move away).  Counts, not seconds, decide, so that a
+    run can be repeated.  Good values of S: 12 for a 2D factorisation, 6 for a multigrid hierarchy.
     """
 
     setup_cost: float = 12.0

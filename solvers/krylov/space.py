@@ -35,7 +35,7 @@ class RecycleSpace:
 
     @property
     def dimension(self) -> int:
-        """k."""
+        """Directions, k."""
         return len(self.vectors)
 
     def require_unknowns(self, unknowns: int) -> None:
