@@ -66,12 +66,12 @@ def _prepare(study: Any, study_folder: Path, folder: Path, source: Path) -> Prep
     from forebay.learners.models import check_model
     from forebay.learners.step import TrainOptions
     from forebay.learners.surrogate import IOSpec
-    from forebay.solvers.methods import Method
+    from forebay.solvers.arms import check_method, facts_of, parse_method
     from forebay.solvers.problems import check_contract, load_problem
 
     problem = load_problem(study.problem.name, study.problem.options, folder=study_folder)
     check_contract(problem)
-    Method(**study.solver.model_dump(exclude={"actors"})).resolve(problem.symmetry, len(problem.pattern()[0]) - 1)
+    check_method(parse_method(study.solver.model_dump()), facts_of(problem))
     schema = problem.schema
     plan = make_plan(study, schema)
     io = IOSpec.from_schema(schema)

@@ -136,7 +136,8 @@ class LocalExecutor:
             case Solve(key=(split, chunk), solver=name):
                 block = self.solver.solve_block(split, chunk)
                 self._blocks = {command.key: block}  # one block is in flight at a time
-                return BlockSolved(command.key, name, block.records, block.arrays["parameters"], block.seconds)
+                parameters = block.arrays["parameters"]
+                return BlockSolved(command.key, name, block.records, parameters, block.seconds, block.choices)
             case Store(key=key):
                 start = time.perf_counter()
                 self.sinks[key[0]].store(self._blocks[key])

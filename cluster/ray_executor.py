@@ -205,8 +205,7 @@ class RayExecutor:
             return self._on_actor_lost(pending, _reason(error))
         match pending.command:
             case Solve(key=key):
-                records, parameters, seconds = value
-                return BlockSolved(key, pending.solver, records, parameters, seconds)
+                return BlockSolved(key, pending.solver, *value)
             case Store(key=key):
                 self._handed_over.append(key)
                 self.writer_busy_s += value

@@ -42,14 +42,19 @@ class RunSpec:
 
 def make_solver(spec: RunSpec) -> BlockSolver:
     """The PETSc stack."""
+    from forebay.solvers.arms import parse_method
     from forebay.solvers.block_solver import BlockSolver
-    from forebay.solvers.methods import Method
     from forebay.solvers.problems import load_problem
 
     problem = load_problem(spec.study.problem.name, spec.study.problem.options, folder=spec.study_folder)
-    table = spec.study.solver.model_dump(exclude={"actors"})
     return BlockSolver(
-        problem, Method(**table), run_seed=spec.study.seed, plans=spec.plan.chunks, design=spec.study.design
+        problem,
+        parse_method(spec.study.solver.model_dump()),
+        run_seed=spec.study.seed,
+        plans=spec.plan.chunks,
+        design=spec.study.design,
+        sort=spec.study.solver.sort,
+        guesses=spec.study.solver.guesses,
     )
 
 

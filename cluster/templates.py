@@ -42,6 +42,9 @@ name = "{model}"
 executor = "ray"              # or "local": one process
 """
 
+_WITHOUT_PLANE = ("heat", "darcy3d", "helmholtz3d", "darcy_fem", "elasticity")
+"""Problems in space or on a mesh, which `fno` does not take, and one that five numbers drive."""
+
 
 def write_study(path: Path, problem: str) -> None:
     """Write a study for a built-in problem.
@@ -56,6 +59,6 @@ def write_study(path: Path, problem: str) -> None:
         raise StudyError(f"--problem {problem!r} is not a built-in problem; choose from {', '.join(sorted(known))}")
     if path.exists():
         raise StudyError(f"{path} exists already and is not overwritten; name another file")
-    model = "mlp" if problem in ("heat", "darcy_fem") else "fno"
+    model = "mlp" if problem in _WITHOUT_PLANE else "fno"
     options = "".join(f"\n# {option.name} = {option.default}" for option in known[problem].options)
     path.write_text(STUDY.format(name=problem, model=model, options=options), encoding="utf-8")

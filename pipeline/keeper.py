@@ -106,5 +106,6 @@ class Keeper:
             seconds=solved.seconds,
             records=records_to_columns(solved.records),
             parameters=solved.parameters.tolist(),
+            **({"choices": list(solved.choices)} if solved.choices else {}),
         )
         self.datasets[split].commit(chunk, solved.records, solved.parameters)

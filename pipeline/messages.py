@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -96,6 +96,8 @@ class BlockSolved:
     parameters: np.ndarray
     """Scalar parameters of the samples, float64 (k, p)."""
     seconds: float
+    choices: Sequence[Mapping[str, Any]] = ()
+    """As in `Block`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,8 @@ class Block:
     records: Sequence[SolveRecord]
     seconds: float = 0.0
     """Wall time that the solver spent on the block, drawing and hand-over included."""
+    choices: Sequence[Mapping[str, Any]] = ()
+    """What `method = "auto"` has learned by the end of the block: one plain dict per arm; empty for one method."""
 
     @property
     def valid_rows(self) -> np.ndarray:

@@ -72,6 +72,21 @@ class TransientProblem(Problem, Protocol):
         ...
 
 
+@runtime_checkable
+class StructuredProblem(Protocol):
+    """A problem whose unknowns are the cells of a box of equal cells, which geometric multigrid makes use of.
+
+    The box fills the domain and each cell has exactly one unknown, which stands for its centre: no unknown on a wall,
+    and the outermost centres half a cell from it.  So two neighbours along every axis make one cell of the next
+    coarser grid.  The matrix may be any; it is best when cells that are far apart are not coupled.
+    """
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Cells along each axis, slowest first; unknown = row-major cell number."""
+        ...
+
+
 class Solver(Protocol):
     """Makes certified blocks; owns one problem and its reused structures."""
 

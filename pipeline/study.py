@@ -37,17 +37,53 @@ class ProblemTable(BaseModel):
         return dict(self.model_extra or {})
 
 
+OptionValue = str | int | float | bool
+
+
+class ArmTable(_Table):
+    """An entry of `[[solver.arms]]`: one method for "auto" to choose from; keys as in `[solver]`."""
+
+    method: str
+    preconditioner: str | None = None
+    factor: Literal["auto", "petsc", "mumps"] = "auto"
+    restart: Count | None = None
+    omega: Annotated[float, Field(gt=0, lt=2)] | None = None
+    fill: Annotated[int, Field(ge=0, le=10)] = 0
+    recycle: Count | None = None
+    variant: Literal["exact", "economical", "frozen"] = "economical"
+    reuse: Literal["none", "preconditioner"] = "none"
+    options: dict[str, OptionValue] = {}
+
+
 class SolverTable(_Table):
     """`[solver]`: how each sample is solved, and by how many actors."""
 
     method: str = "direct"
+    """"auto" learns while it solves which of several methods is the cheapest."""
     preconditioner: str | None = None
     factor: Literal["auto", "petsc", "mumps"] = "auto"
     rtol: Tolerance = 1e-8
     max_iterations: Count = 10_000
-    restart: Count = 30
-    options: dict[str, str | int | float | bool] = {}
+    restart: Count | None = None
+    """Dimension of a cycle of gmres, lgmres and gcrodr."""
+    omega: Annotated[float, Field(gt=0, lt=2)] | None = None
+    """Relaxation of eisenstat and sor."""
+    fill: Annotated[int, Field(ge=0, le=10)] = 0
+    """Levels of fill of ilu and icc."""
+    recycle: Count | None = None
+    """Directions that gcrodr and deflated_cg carry from sample to sample."""
+    variant: Literal["exact", "economical", "frozen"] = "economical"
+    """Of gcrodr and deflated_cg."""
+    reuse: Literal["none", "preconditioner"] = "none"
+    """"preconditioner": keep that of an earlier sample while it pays."""
+    options: dict[str, OptionValue] = {}
     """Raw PETSc options without prefix, for example { pc_gamg_threshold = 0.02 }."""
+    arms: tuple[ArmTable, ...] = ()
+    """What "auto" chooses from; by default every method that has won somewhere on such matrices."""
+    sort: bool = False
+    """Solve the samples of a block along a chain of near neighbours."""
+    guesses: Annotated[int, Field(ge=0, le=64)] = 0
+    """Start iterations from the best combination of so many earlier solutions of the block."""
     actors: Count | None = None
     """Solver actors; by default every core that the learner does not use."""
 

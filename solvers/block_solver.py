@@ -1,23 +1,32 @@
 """Blocks of certified samples: draw, assemble, solve, certify, hand over.
 
 One object per process owns a problem, its system and its linear solver; they are reused for every sample.  What a
-sample holds follows from (run seed, split, sample id) alone, never from the samples solved before it.
+sample holds follows from (run seed, split, sample id) alone.  Methods that learn from the samples before (recycled
+spaces, kept factors, guesses) begin every block from the same state, a space learned on the first samples of the
+training split, so that a block comes out bit for bit the same whoever solves it and when; only `auto`, which is steered
+by the clock, gives that up: its samples are certified, and their records say by what.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from forebay.pipeline.records import Block, ChunkPlan, SolveRecord, Split
+from forebay.pipeline.records import Block, ChunkPlan, Outcome, SolveRecord, Split
 from forebay.pipeline.sampling import Design, DesignKind, draw_parameters, sample_generator, sample_seed
 from forebay.pipeline.stages import Draw, Problem, TransientProblem
-from forebay.solvers.assemble import system_of
-from forebay.solvers.linear import LinearSolver
+from forebay.solvers.arms import Automatic, facts_of
+from forebay.solvers.assemble import System, system_of
+from forebay.solvers.krylov.gcrodr import YOUNG
+from forebay.solvers.krylov.guess import SnapshotGuess
+from forebay.solvers.krylov.sorting import FeatureMap, nearest_order
+from forebay.solvers.krylov.space import RecycleSpace
+from forebay.solvers.linear import LinearSolver, Solution
 from forebay.solvers.march import BlockMarch
 from forebay.solvers.methods import Method
+from forebay.solvers.portfolio import Portfolio
 from forebay.solvers.sample import Arrays, GuardedProblem, Row, Timings
 
 
@@ -25,7 +34,9 @@ class BlockSolver:
     """Solves the chunks of a problem by one method; see `pipeline.records.Block` for what it returns.
 
     A sample whose solve fails, or whose problem raises, costs that sample only: its record has the outcome, its rows
-    hold NaN.  A problem that breaks its contract (wrong names or shapes) ends the run.
+    hold NaN.  A problem that breaks its contract (wrong names or shapes) ends the run.  `sort` solves the samples of a
+    block along a chain of near neighbours; `guesses` starts iterations from the best combination of so many earlier
+    solutions of the block (4 ... 16; 0: from zero).
 
     Raises:
         StudyError: the method does not fit the problem's matrix.
@@ -35,11 +46,13 @@ class BlockSolver:
     def __init__(
         self,
         problem: Problem,
-        method: Method,
+        method: Method | Automatic,
         *,
         run_seed: int,
         plans: Mapping[Split, ChunkPlan],
         design: DesignKind = "random",
+        sort: bool = False,
+        guesses: int = 0,
     ) -> None:
         self.timings = Timings()
         self._schema = problem.schema
@@ -50,11 +63,19 @@ class BlockSolver:
             split: Design(design, run_seed, split, plan.samples, dimension) for split, plan in plans.items()
         }
         self._system = system_of(problem)
-        self._solver = LinearSolver(self._system, method, symmetry=problem.symmetry)
+        self._solver = make_solver(self._system, method, problem, seed=run_seed)
+        self._sort = sort
+        self._guess = SnapshotGuess(guesses, len(self._system.rhs)) if guesses else None
+        self._learned: RecycleSpace | None = None
         self._guarded = GuardedProblem(problem, self._system, self.timings)
         self._transient = problem if self._schema.times and isinstance(problem, TransientProblem) else None
         self._march: BlockMarch | None = None
-        if self._transient is not None and self._transient.fixed_matrix and self._solver.choice.direct:
+        if (
+            self._transient is not None
+            and self._transient.fixed_matrix
+            and isinstance(self._solver, LinearSolver)
+            and self._solver.choice.direct
+        ):
             self._march = BlockMarch(self._transient, self._guarded, self._system, self._solver, self.timings)
 
     @property
@@ -67,7 +88,8 @@ class BlockSolver:
         start = time.perf_counter()
         ids = self._plans[split].sample_ids(chunk)
         arrays, records = self._solve(split, ids)
-        return Block(split, chunk, ids, arrays, records, time.perf_counter() - start)
+        choices = self._solver.table() if isinstance(self._solver, Portfolio) else ()
+        return Block(split, chunk, ids, arrays, records, time.perf_counter() - start, choices)
 
     def resolve(self, split: Split, sample_id: int) -> tuple[dict[str, np.ndarray], SolveRecord]:
         """Solve one sample again: its parameters and fields by name, shapes as in the schema, and its record."""
@@ -87,11 +109,53 @@ class BlockSolver:
         if self._march is not None:
             self._march.run(rows, lambda row: self._draw(split, row, arrays), arrays)
         else:
-            for row in rows:
+            self._begin_block()
+            for row, draw in self._drawn(split, rows, arrays):
                 with row.guard(arrays):
-                    self._solve_sample(split, row, arrays)
+                    self._solve_sample(draw, row, arrays)
         self.timings.samples += len(rows)
         return arrays, [row.record(self.method) for row in rows]
+
+    def _begin_block(self) -> None:
+        """Set what the method remembers to where every block begins."""
+        if self._guess is not None:
+            self._guess.clear()
+        if not isinstance(self._solver, LinearSolver) or not self._solver.choice.remembers:
+            return
+        if self._solver.choice.recycles and self._learned is None:
+            self._learned = self._warm_up(self._solver)
+        self._solver.recall(self._learned)
+
+    def _warm_up(self, solver: LinearSolver) -> RecycleSpace | None:
+        """The space that the first training samples leave; they are solved for it alone."""
+        ids = np.arange(min(YOUNG, self._plans["train"].samples)) if "train" in self._plans else np.arange(0)
+        arrays = self._allocate(len(ids))
+        for k, i in enumerate(ids):
+            row = Row(k, int(i), sample_seed(self._run_seed, "train", int(i)))
+            with row.guard(arrays):
+                self._guarded.assemble(self._draw("train", row, arrays))
+                solver.solve()
+        return solver.space
+
+    def _drawn(self, split: Split, rows: list[Row], arrays: Arrays) -> Iterator[tuple[Row, Draw]]:
+        """The rows whose inputs could be drawn, with them, in the order of solving."""
+        drawn = self._draw_each(split, rows, arrays)
+        if not self._sort:
+            return drawn
+        pairs = list(drawn)
+        if len(pairs) < 3:
+            return iter(pairs)
+        features = FeatureMap(self._schema, [draw for _, draw in pairs])
+        order = nearest_order(np.array([features(draw) for _, draw in pairs]), window=None)
+        return iter([pairs[k] for k in order])
+
+    def _draw_each(self, split: Split, rows: list[Row], arrays: Arrays) -> Iterator[tuple[Row, Draw]]:
+        for row in rows:
+            draw: Draw | None = None
+            with row.guard(arrays):
+                draw = self._draw(split, row, arrays)
+            if draw is not None:
+                yield row, draw
 
     def _allocate(self, count: int) -> dict[str, np.ndarray]:
         schema = self._schema
@@ -105,11 +169,10 @@ class BlockSolver:
         rng = sample_generator(self._run_seed, split, row.sample_id)
         return self._guarded.draw(parameters, rng, arrays, row.position)
 
-    def _solve_sample(self, split: Split, row: Row, arrays: Arrays) -> None:
-        draw = self._draw(split, row, arrays)
+    def _solve_sample(self, draw: Draw, row: Row, arrays: Arrays) -> None:
         self._guarded.assemble(draw)
         if self._transient is None:
-            self._guarded.keep(arrays, row.position, draw, self._certified(row))
+            self._guarded.keep(arrays, row.position, draw, self._certified(row, draw))
         else:
             self._march_alone(self._transient, draw, row, arrays)
         self._guarded.check_outputs(arrays, row.position)
@@ -119,15 +182,38 @@ class BlockSolver:
         state = self._guarded.initial(problem, draw)
         for step in range(1, self._schema.steps + 1):
             self._guarded.advance(problem, draw, step, state, self._system.rhs)
-            state[:] = self._certified(row)
+            state[:] = self._certified(row, draw)
             self._guarded.keep(arrays, row.position, draw, state, step - 1)
 
-    def _certified(self, row: Row) -> np.ndarray:
+    def _certified(self, row: Row, draw: Draw) -> np.ndarray:
         """Solve, add to the row's record, and return the solution if it is certified."""
         start, certifying = time.perf_counter(), self._solver.seconds_certifying
-        solution = self._solver.solve()
+        solution = self._solve_from_guess(draw)
         certifying = self._solver.seconds_certifying - certifying
         self.timings.solve += time.perf_counter() - start - certifying
         self.timings.certify += certifying
-        row.certify(solution.iterations, solution.residual, solution.outcome, solution.message)
+        row.certify(solution.iterations, solution.residual, solution.outcome, solution.message, method=solution.label)
         return solution.x
+
+    def _solve_from_guess(self, draw: Draw) -> Solution:
+        if self._guess is None:
+            return self._solver.solve()
+        solution = self._solver.solve(self._guess.propose(draw, self._system.matrix, self._system.rhs))
+        if solution.outcome is Outcome.CONVERGED:
+            self._guess.learn(draw, solution.x)
+        return solution
+
+
+def make_solver(system: System, method: Method | Automatic, problem: Problem, *, seed: int) -> LinearSolver | Portfolio:
+    """One method, or the portfolio that chooses; transient problems of one matrix need no choice, a factor serves all.
+
+    Raises:
+        StudyError: a method that does not fit the matrix.
+    """
+    facts = facts_of(problem)
+    if isinstance(method, Method):
+        return LinearSolver(system, method, symmetry=facts.symmetry, grid=facts.grid)
+    if problem.schema.times and isinstance(problem, TransientProblem) and problem.fixed_matrix:
+        direct = Method(rtol=method.rtol, max_iterations=method.max_iterations)
+        return LinearSolver(system, direct, symmetry=facts.symmetry, grid=facts.grid)
+    return Portfolio(system, method.resolve(facts), facts, seed=seed)

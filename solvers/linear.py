@@ -20,7 +20,10 @@ from forebay.pipeline.errors import StudyError
 from forebay.pipeline.records import Outcome
 from forebay.pipeline.stages import Symmetry
 from forebay.solvers.assemble import System
-from forebay.solvers.methods import Choice, Method, OptionValue
+from forebay.solvers.configure import make_ksp, one_line
+from forebay.solvers.krylov.reuse import RefreshRule
+from forebay.solvers.krylov.space import RecycleSpace
+from forebay.solvers.methods import Choice, Method
 from forebay.solvers.petsc import petsc
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,8 @@ class Solution:
     outcome: Outcome
     iterations: int
     residual: float
+    label: str
+    """Name of the method that made it, as the records carry it."""
     message: str = ""
 
 
@@ -58,18 +63,20 @@ class Factorisation:
 class LinearSolver:
     """A KSP, made once: analysis, preconditioner and vectors are reused, numbers are redone when the matrix changed.
 
-    After a failed solve the KSP is made anew, because MUMPS, Eisenstat and GAMG keep the fault otherwise; results never
-    depend on the samples solved before, since every solve starts from x = 0.
+    After a failed solve the KSP is made anew, because MUMPS, Eisenstat and GAMG keep the fault otherwise.  Unless
+    `choice.remembers`, results never depend on the samples solved before; `recall` sets what such a method remembers.
 
     Raises:
         StudyError: the method does not fit the matrix, is missing from this PETSc, or an option is not known to it.
     """
 
-    def __init__(self, system: System, method: Method, *, symmetry: Symmetry) -> None:
+    def __init__(
+        self, system: System, method: Method, *, symmetry: Symmetry, grid: tuple[int, ...] | None = None
+    ) -> None:
         self._PETSc = petsc()
         self.system = system
         self.method = method
-        self.choice: Choice = method.resolve(symmetry, len(system.rhs))
+        self.choice: Choice = method.resolve(symmetry, len(system.rhs), structured=grid is not None)
         self._prefix = f"forebay{next(_prefixes)}_"
         n = len(system.rhs)
         self._x, self._r, self._d = np.zeros(n), np.zeros(n), np.zeros(n)
@@ -77,6 +84,9 @@ class LinearSolver:
             self._PETSc.Vec().createWithArray(array, comm=self._PETSc.COMM_SELF)
             for array in (system.rhs, self._x, self._r, self._d)
         )
+        self._grid = grid
+        self._rule = RefreshRule()
+        self._watched = False
         self._ksp: Any = None
         self._checked_state: int | None = None
         self._options_checked = not method.options
@@ -88,8 +98,23 @@ class LinearSolver:
         """The method's name in the records, for example "direct:petsc-cholesky" or "cg+gamg"."""
         return self.choice.label
 
-    def solve(self) -> Solution:
-        """Solve for the system's present matrix and right-hand side."""
+    @property
+    def space(self) -> RecycleSpace | None:
+        """What a recycling method has learned."""
+        return self._ksp.getPythonContext().space if self.choice.recycles else None
+
+    def recall(self, space: RecycleSpace | None = None) -> None:
+        """Forget the samples solved before, but for that space."""
+        self._rule.reset()
+        if self.choice.recycles:
+            self._ksp.getPythonContext().space = space
+
+    def solve(self, guess: np.ndarray | None = None, *, cap_s: float | None = None) -> Solution:
+        """Solve for the system's present matrix and right-hand side, from the guess (n,) or from 0.
+
+        An iteration that is not done after `cap_s` processor seconds ends with `MAX_ITERATIONS`; set-up cannot be
+        interrupted.
+        """
         fault = self._matrix_fault()
         if fault is not None:
             return self._unsolved(*fault)
@@ -98,27 +123,74 @@ class LinearSolver:
         norm = float(dnrm2(self.system.rhs))
         if norm == 0.0:
             self._x[:] = 0.0
-            return Solution(self._x, Outcome.CONVERGED, 0, 0.0)
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):  # the residual says it
-                solution = self._iterate(norm)
-        except self._PETSc.Error as error:
-            solution = self._unsolved(Outcome.DIVERGED, _one_line(error))
-            self._abandon()
-        else:
-            if solution.outcome is not Outcome.CONVERGED:
-                self._ksp.destroy()
-        if solution.outcome is not Outcome.CONVERGED:
-            self._build()
+            return Solution(self._x, Outcome.CONVERGED, 0, 0.0, self.label)
+        self._watch(cap_s)
+        renewed = self._renew()
+        solution = self._attempt(norm, guess)
+        if solution.outcome is not Outcome.CONVERGED and not renewed:
+            # The kept preconditioner was too far away; the failed attempt has reset the rule.
+            self._watch(cap_s)
+            self._renew()
+            solution = self._attempt(norm, guess)
+        self._rule.solved(solution.iterations)
         return solution
 
-    def _iterate(self, norm: float) -> Solution:
+    def _watch(self, cap_s: float | None) -> None:
+        """Let a monitor look at the clock; PETSc's own loops notice when it lowers their limit."""
+        if cap_s is None and not self._watched:
+            return
+        self._ksp.monitorCancel()
+        self._watched = cap_s is not None
+        if cap_s is None:
+            return
+        deadline = time.thread_time() + cap_s
+
+        def stop_when_late(ksp: Any, iteration: int, _: float) -> None:
+            if time.thread_time() > deadline:
+                ksp.setTolerances(max_it=max(iteration, 1))
+
+        self._ksp.setMonitor(stop_when_late)
+
+    def _renew(self) -> bool:
+        """Decide whether this solve makes its preconditioner; True when it does."""
+        due = not self.choice.reuses or self._rule.due
+        if self.choice.reuses:
+            self._ksp.getPC().setReusePreconditioner(not due)
+            if due:
+                self._rule.renewed()
+        return due
+
+    def _attempt(self, norm: float, guess: np.ndarray | None) -> Solution:
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # the residual says it
+                solution = self._iterate(norm, guess)
+        except self._PETSc.Error as error:
+            solution = self._unsolved(Outcome.DIVERGED, one_line(error))
+            self._abandon()
+            self._build()
+        else:
+            if solution.outcome is not Outcome.CONVERGED:
+                space = self.space
+                self._ksp.destroy()
+                self._build()
+                self.recall(space)
+        return solution
+
+    def _iterate(self, norm: float, guess: np.ndarray | None) -> Solution:
         """The solve and its corrections; `norm` = ‖b‖₂ > 0."""
         method, iterations, residual = self.method, 0, 1.0
+        limit = method.max_iterations
+        if guess is not None:
+            self._x[:] = guess
+            residual = self._certify(norm)
+            if residual <= method.rtol:
+                return Solution(self._x, Outcome.CONVERGED, 0, residual, self.label)
+            if not residual < 1.0:
+                guess, residual = None, 1.0
         for attempt in range(1 + (REFINEMENTS if self.choice.direct else CORRECTIONS)):
             if not self.choice.direct:
-                self._set_tolerances(method.rtol / residual, attempt, method.max_iterations - iterations)
-            if attempt == 0:
+                self._set_tolerances(method.rtol / residual, attempt, limit - iterations)
+            if attempt == 0 and guess is None:
                 self._ksp.solve(self._rhs_vec, self._x_vec)
             else:
                 self._ksp.solve(self._r_vec, self._d_vec)
@@ -128,11 +200,11 @@ class LinearSolver:
             iterations += int(attempt > 0) if self.choice.direct else self._ksp.getIterationNumber()
             previous, residual = residual, self._certify(norm)
             if residual <= method.rtol:
-                return Solution(self._x, Outcome.CONVERGED, iterations, residual)
+                return Solution(self._x, Outcome.CONVERGED, iterations, residual, self.label)
             stalled = attempt > 0 and not residual < 0.9 * previous
-            if reason < 0 or stalled or not np.isfinite(residual) or iterations >= method.max_iterations:
+            if reason < 0 or stalled or not np.isfinite(residual) or iterations >= limit:
                 break
-        return Solution(self._x, self._failure(reason, residual, iterations), iterations, residual)
+        return Solution(self._x, self._failure(reason, residual, iterations), iterations, residual, self.label)
 
     def _set_tolerances(self, reduction: float, attempt: int, max_iterations: int) -> None:
         """Ask for the reduction that is still missing, with a margin; a larger one where PETSc watches another norm."""
@@ -173,7 +245,7 @@ class LinearSolver:
 
     def _unsolved(self, outcome: Outcome, message: str) -> Solution:
         self._x[:] = np.nan
-        return Solution(self._x, outcome, 0, float("nan"), message)
+        return Solution(self._x, outcome, 0, float("nan"), self.label, message)
 
     def factor(self) -> Factorisation:
         """The factorised matrix of a direct method, made anew only if the matrix changed."""
@@ -190,7 +262,7 @@ class LinearSolver:
         except self._PETSc.Error as error:
             self._abandon()
             self._build()
-            return Factorisation(None, Outcome.FACTORISATION_FAILED, _one_line(error))
+            return Factorisation(None, Outcome.FACTORISATION_FAILED, one_line(error))
         self._check_options()
         if pc.getFailedReason():
             self._ksp.destroy()
@@ -200,37 +272,9 @@ class LinearSolver:
 
     def _build(self) -> None:
         """Make the KSP; cheap until its first solve."""
-        PETSc, choice = self._PETSc, self.choice
-        ksp = PETSc.KSP().create(PETSc.COMM_SELF)
-        ksp.setOptionsPrefix(self._prefix)
-        ksp.setOperators(self.system.matrix)
-        ksp.setType(choice.ksp)
-        pc = ksp.getPC()
-        try:
-            pc.setType(choice.pc)
-            if choice.factor is not None:
-                pc.setFactorSolverType(choice.factor)
-        except PETSc.Error as error:
-            raise StudyError(
-                f"solver: this PETSc cannot do {choice.label!r} ({_one_line(error)}); choose another "
-                f"{'factor' if choice.direct else 'preconditioner'}"
-            ) from error
-        if choice.ordering is not None:
-            pc.setFactorOrdering(choice.ordering)
-        if not choice.direct:
-            ksp.setPCSide(PETSc.PC.Side.RIGHT if choice.side == "right" else PETSc.PC.Side.LEFT)
-            if choice.monitors_true_norm:
-                ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
-        if choice.ksp == "gmres":
-            ksp.setGMRESRestart(self.method.restart)
-        self._apply_options(ksp)
-        self._ksp = ksp
-
-    def _apply_options(self, ksp: Any) -> None:
-        options = self._PETSc.Options(self._prefix)
-        for name, value in (_default_options(self.choice) | dict(self.method.options)).items():
-            options.setValue(name, value)
-        ksp.setFromOptions()
+        self._ksp = make_ksp(self.system.matrix, self.method, self.choice, self._prefix, self._grid)
+        self._rule.reset()
+        self._watched = False
 
     def _check_options(self) -> None:
         """After the first set-up every valid option has been asked for by some part of PETSc."""
@@ -258,25 +302,3 @@ class LinearSolver:
         options = self._PETSc.Options(self._prefix)
         for name in list(options.getAll()):
             options.delValue(name)
-
-
-def _default_options(choice: Choice) -> dict[str, OptionValue]:
-    if choice.factor == "mumps":
-        # Working space for pivots found at run time; MUMPS' 20 % is too little for indefinite matrices.
-        return {"mat_mumps_icntl_14": 60}
-    if choice.pc == "gamg":
-        # Kept interpolation would make an answer depend on which samples came before.
-        return {"pc_gamg_reuse_interpolation": False}
-    if choice.pc in ("icc", "bjacobi", "asm", "gasm"):
-        # By default incomplete Cholesky shifts the diagonal until its pivots are positive; on a singular or not
-        # symmetric matrix with dominant diagonal the shift is zero and PETSc 3.25 never returns.
-        return {"pc_factor_shift_type" if choice.pc == "icc" else "sub_pc_factor_shift_type": "none"}
-    if choice.ksp == "minres" and choice.pc == "jacobi":
-        # MINRES needs a positive definite preconditioner even where the diagonal changes sign.
-        return {"pc_jacobi_abs": True}
-    return {}
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join([lines[0], *lines[-1:]]) if len(lines) > 1 else lines[0]

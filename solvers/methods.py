@@ -2,7 +2,8 @@
 
 What a good choice is, by size and kind (milliseconds per system are in the benchmark results):
 direct with reused analysis for 2D up to about 100,000 unknowns; CG with `gamg` for larger or 3D symmetric positive
-definite systems; `gmres` or `bcgsl` with `ilu` where the matrix is not symmetric and too large to factorise.
+definite systems; `gcrodr` with `ilu` for 3D indefinite ones; `bcgsl` with `ilu` where the matrix is not symmetric and
+too large to factorise.  `auto` finds out while it solves.
 """
 
 from __future__ import annotations
@@ -24,10 +25,27 @@ NATIVE_UNKNOWNS = 100_000
 SMALLEST_RTOL = 1e-14
 """A true residual is itself only known to about √n machine epsilons."""
 
-METHODS = ("direct", "cg", "gmres", "bcgsl", "minres")
-_SYMMETRIC = ("none", "jacobi", "pbjacobi", "bjacobi", "sor", "eisenstat", "ilu", "icc", "gamg", "hypre")
-PRECONDITIONERS = (*_SYMMETRIC, "asm", "gasm", "kaczmarz")
-_DEFAULT_PRECONDITIONER = {"cg": "gamg", "gmres": "ilu", "bcgsl": "ilu", "minres": "jacobi"}
+Reuse = Literal["none", "preconditioner"]
+Variant = Literal["exact", "economical", "frozen"]
+
+METHODS = ("direct", "cg", "deflated_cg", "gmres", "lgmres", "gcrodr", "bcgsl", "minres")
+RECYCLING = {"gcrodr": 60, "deflated_cg": 0}
+"""Methods that carry a subspace from sample to sample, and their default restart."""
+_FACTORS = ("lu", "cholesky")
+_SYMMETRIC = ("none", "jacobi", "pbjacobi", "bjacobi", "sor", "eisenstat", "ilu", "icc", "gamg", "mg", "hypre")
+PRECONDITIONERS = (*_SYMMETRIC, "asm", "gasm", "kaczmarz", *_FACTORS)
+_DEFAULT_PRECONDITIONER = {
+    "cg": "gamg",
+    "deflated_cg": "icc",
+    "gmres": "ilu",
+    "lgmres": "ilu",
+    "gcrodr": "ilu",
+    "bcgsl": "ilu",
+    "minres": "jacobi",
+}
+_POSITIVE_DEFINITE_ONLY = ("cg", "deflated_cg")
+_WITH_OMEGA = ("eisenstat", "sor")
+_WITH_FILL = ("ilu", "icc", "bjacobi", "asm", "gasm")
 _RESERVED = {
     "ksp_type": "solver.method",
     "pc_type": "solver.preconditioner",
@@ -50,11 +68,23 @@ class Choice:
     side: Literal["left", "right"] = "left"
     monitors_true_norm: bool = True
     """Does the iteration stop by ‖b - A x‖₂?  If not, the certified residual can miss `rtol` at first."""
+    reuses: bool = False
+    """Is the preconditioner of an earlier sample kept while it is good enough?"""
 
     @property
     def direct(self) -> bool:
         """One factorisation instead of an iteration."""
         return self.factor is not None
+
+    @property
+    def recycles(self) -> bool:
+        """Does a subspace pass from sample to sample?"""
+        return self.ksp in RECYCLING
+
+    @property
+    def remembers(self) -> bool:
+        """Do iterates depend on samples solved before (certified all the same)?"""
+        return self.recycles or self.reuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +99,23 @@ class Method:
 
     method: str = "direct"
     preconditioner: str | None = None
-    """Any of `PRECONDITIONERS`; by default gamg for cg, ilu for gmres and bcgsl, jacobi for minres."""
+    """Any of `PRECONDITIONERS`; by default gamg for cg, icc for deflated_cg, jacobi for minres, else ilu."""
     factor: Factor = "auto"
     """Who factorises for "direct"."""
     rtol: float = 1e-8
     max_iterations: int = 10_000
-    restart: int = 30
+    restart: int | None = None
+    """Dimension of a cycle of gmres, lgmres (30) and gcrodr (60, recycled directions included)."""
+    omega: float | None = None
+    """Relaxation of eisenstat and sor, in (0, 2); by default 1, near 1.8 is better on fine grids."""
+    fill: int = 0
+    """Levels of fill of ilu and icc, also inside bjacobi and asm; 0 ... 3."""
+    recycle: int | None = None
+    """Directions that gcrodr (30) and deflated_cg (20) carry from sample to sample."""
+    variant: Variant = "economical"
+    """Of gcrodr and deflated_cg, see there."""
+    reuse: Reuse = "none"
+    """"preconditioner": keep that of an earlier sample while it still pays, see `reuse.RefreshRule`."""
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     """Raw PETSc options without prefix, for example {"pc_gamg_threshold": 0.02}."""
 
@@ -88,10 +129,12 @@ class Method:
                 f"solver.rtol = {self.rtol} must be at least {SMALLEST_RTOL}, what float64 can certify, and below 1; "
                 f"try 1e-8"
             )
-        for name, value in (("max_iterations", self.max_iterations), ("restart", self.restart)):
-            if value < 1:
+        numbers = {"max_iterations": self.max_iterations, "restart": self.restart, "recycle": self.recycle}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
                 raise StudyError(f"solver.{name} = {value} must be at least 1; leave it out for the default")
         self._check_combination()
+        self._check_parameters()
         self._check_options()
 
     def _check_combination(self) -> None:
@@ -109,10 +152,50 @@ class Method:
             raise StudyError(
                 f"solver.preconditioner = 'eisenstat' works with method = 'cg' only, not {self.method!r}; use 'sor'"
             )
-        if self.method in ("cg", "minres") and self._preconditioner not in _SYMMETRIC:
+        needs_symmetric = self.method in (*_POSITIVE_DEFINITE_ONLY, "minres")
+        if needs_symmetric and self._preconditioner not in (*_SYMMETRIC, "cholesky"):
             raise StudyError(
                 f"solver.preconditioner = {self.preconditioner!r} is not symmetric, which {self.method!r} needs; use "
                 f"'bjacobi' or 'gamg', or method = 'gmres'"
+            )
+        if self.preconditioner in _FACTORS and self.reuse == "none":
+            raise StudyError(
+                f"solver.preconditioner = {self.preconditioner!r} solves exactly, so that {self.method!r} has nothing "
+                f"to do; use method = 'direct', or reuse = 'preconditioner' to keep the factor of an earlier sample"
+            )
+        if self.method == "direct" and self.reuse != "none":
+            raise StudyError(
+                "solver.reuse = 'preconditioner' has no use with solver.method = 'direct'; use an iterative method "
+                "with preconditioner = 'lu' or 'cholesky' to solve with the factor of an earlier sample"
+            )
+
+    def _check_parameters(self) -> None:
+        """Numbers that only some methods have."""
+        preconditioner = None if self.method == "direct" else self._preconditioner
+        if self.omega is not None:
+            if preconditioner not in _WITH_OMEGA:
+                raise StudyError(
+                    f"solver.omega = {self.omega} has no use with preconditioner = {preconditioner!r}; leave it out, "
+                    f"or use 'eisenstat' or 'sor'"
+                )
+            if not 0 < self.omega < 2:
+                raise StudyError(f"solver.omega = {self.omega} must lie between 0 and 2, else SOR diverges; try 1.8")
+        if self.fill and preconditioner not in _WITH_FILL:
+            raise StudyError(
+                f"solver.fill = {self.fill} has no use with preconditioner = {preconditioner!r}; leave it out, or use "
+                f"one of {', '.join(_WITH_FILL)}"
+            )
+        if not 0 <= self.fill <= 10:
+            raise StudyError(f"solver.fill = {self.fill} must lie in 0 ... 10; 0 to 3 are usual")
+        if self.recycle is not None and self.method not in RECYCLING:
+            raise StudyError(
+                f"solver.recycle = {self.recycle} has no use with solver.method = {self.method!r}; leave it out, or "
+                f"use one of {', '.join(RECYCLING)}"
+            )
+        if self.method == "gcrodr" and not self.recycled < self.restarted - 1:
+            raise StudyError(
+                f"solver.recycle = {self.recycled} does not fit solver.restart = {self.restarted}; the restart counts "
+                f"the recycled directions and must be at least two larger, twice as large is a good value"
             )
 
     def _check_options(self) -> None:
@@ -126,15 +209,29 @@ class Method:
                 raise StudyError(f"solver.options has the key {name!r}; write PETSc option names without the dash")
 
     @property
+    def restarted(self) -> int:
+        """`restart`, or the method's default."""
+        return self.restart or RECYCLING.get(self.method) or 30
+
+    @property
+    def recycled(self) -> int:
+        """`recycle`, or the method's default: half a cycle of gcrodr."""
+        return self.recycle or (max(1, self.restarted // 2) if self.method == "gcrodr" else 20)
+
+    @property
     def _preconditioner(self) -> str:
         return self.preconditioner or _DEFAULT_PRECONDITIONER[self.method]
 
-    def resolve(self, symmetry: Symmetry, unknowns: int) -> Choice:
-        """What PETSc shall do for a matrix of that kind and size.
+    def resolve(self, symmetry: Symmetry, unknowns: int, *, structured: bool = False) -> Choice:
+        """What PETSc shall do for a matrix of that kind and size, on a structured grid or not.
 
         Raises:
             StudyError: the method is not valid for such a matrix.
         """
+        if self.method != "direct" and self._preconditioner == "mg" and not structured:
+            raise StudyError(
+                "solver.preconditioner = 'mg' needs a problem on a structured grid (one with `grid_shape`); use 'gamg'"
+            )
         return self._resolve_direct(symmetry, unknowns) if self.method == "direct" else self._resolve_krylov(symmetry)
 
     def _resolve_direct(self, symmetry: Symmetry, unknowns: int) -> Choice:
@@ -152,7 +249,7 @@ class Method:
         return Choice("preonly", kind, f"direct:mumps-{name}", factor="mumps")
 
     def _resolve_krylov(self, symmetry: Symmetry) -> Choice:
-        needs = {"cg": ("spd",), "minres": ("spd", "symmetric")}.get(self.method)
+        needs = {"cg": ("spd",), "deflated_cg": ("spd",), "minres": ("spd", "symmetric")}.get(self.method)
         if needs is not None and symmetry not in needs:
             others = "minres, gmres, bcgsl or direct" if symmetry == "symmetric" else "gmres, bcgsl or direct"
             raise StudyError(
@@ -160,10 +257,10 @@ class Method:
                 f"{_WORDS[symmetry]}; use {others}"
             )
         pc = self._preconditioner
-        if pc == "icc" and symmetry != "spd":
+        if pc in ("icc", "cholesky") and symmetry != "spd":
             raise StudyError(
-                f"solver.preconditioner = 'icc' needs a symmetric positive definite matrix, the problem's is "
-                f"{_WORDS[symmetry]}; use 'ilu'"
+                f"solver.preconditioner = {pc!r} needs a symmetric positive definite matrix, the problem's is "
+                f"{_WORDS[symmetry]}; use {'ilu' if pc == 'icc' else 'lu'!r}"
             )
         if self.method == "minres" and symmetry == "symmetric" and pc not in ("none", "jacobi"):
             raise StudyError(
@@ -171,11 +268,21 @@ class Method:
                 f"needs; use 'jacobi' (by absolute values) or 'none'"
             )
         # BCGSL with right preconditioning returns iterates with residuals above 1 in PETSc 3.25, so it stays left.
-        right = self.method == "gmres"
-        true_norm = right or (self.method == "cg" and pc != "eisenstat")
+        right = self.method in ("gmres", "lgmres", "gcrodr")
+        true_norm = right or (self.method in _POSITIVE_DEFINITE_ONLY and pc != "eisenstat")
         return Choice(
-            self.method, pc, f"{self.method}+{pc}", side="right" if right else "left", monitors_true_norm=true_norm
+            self.method,
+            pc,
+            f"{self.method}+{pc}{self._detail()}",
+            ordering="nd" if pc in _FACTORS else None,
+            side="right" if right else "left",
+            monitors_true_norm=true_norm,
+            reuses=self.reuse != "none",
         )
+
+    def _detail(self) -> str:
+        number = self.omega if self.omega is not None else self.fill or None
+        return ("" if number is None else f"({number:g})") + (" reused" if self.reuse != "none" else "")
 
 
 _WORDS = {"spd": "symmetric positive definite", "symmetric": "symmetric", "general": "general (not symmetric)"}

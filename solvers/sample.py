@@ -37,6 +37,8 @@ class Row:
     residual: float = 0.0
     seconds: float = 0.0
     fault: SampleFault | None = None
+    method: str = ""
+    """What solved it last."""
 
     @contextmanager
     def guard(self, arrays: Arrays) -> Iterator[None]:
@@ -50,24 +52,28 @@ class Row:
                 array[self.position] = np.nan
         self.seconds += time.perf_counter() - start
 
-    def certify(self, iterations: int, residual: float, outcome: Outcome, message: str = "") -> None:
+    def certify(
+        self, iterations: int, residual: float, outcome: Outcome, message: str = "", *, method: str = ""
+    ) -> None:
         """Add one solve to the record.
 
         Raises:
             SampleFault: the solve did not converge.
         """
+        self.method = method
         self.iterations += iterations
         self.residual = float(np.maximum(self.residual, residual))
         if outcome is not Outcome.CONVERGED:
             raise SampleFault(outcome, message)
 
     def record(self, method: str) -> SolveRecord:
-        """The frozen record of the finished sample; a fault before any solve has the residual NaN."""
+        """The frozen record of the finished sample; a fault before any solve has the residual NaN and that method."""
         fault = self.fault
         if fault is None:
             outcome, message, residual = Outcome.CONVERGED, "", self.residual
         else:
             outcome, message, residual = fault.outcome, fault.message, self.residual or float("nan")
+        method = self.method or method
         return SolveRecord(self.sample_id, self.seed, outcome, method, self.iterations, residual, self.seconds, message)
 
 

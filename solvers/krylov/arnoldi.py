@@ -41,6 +41,8 @@ class Cycle:
     """y (j,), the minimiser of ‖r - A Z y‖ over the complement of C."""
     broke_down: bool
     """A Krylov vector was zero or not finite: nothing more to gain from this cycle."""
+    stopped: bool
+    """The monitor asked to end the solve."""
 
     @property
     def steps(self) -> int:
@@ -59,12 +61,12 @@ def run_cycle(
     apply: Apply,
     steps: int,
     tolerance: float,
-    monitor: Callable[[float], None] | None,
+    monitor: Callable[[float], bool] | None,
 ) -> Cycle:
     """Arnoldi from the residual `start` until the estimate |g| falls to `tolerance`, at most `steps` times.
 
     `vectors` = (v, z, w) are shared with PETSc: `apply` computes z = M⁻¹ v and w = A z.  C's rows need not be
-    orthonormal: `inverse_gram` is (C Cᵀ)⁻¹.
+    orthonormal: `inverse_gram` is (C Cᵀ)⁻¹.  `monitor` sees every estimate and may end the solve.
     """
     v, z, w = vectors
     k = recycled
@@ -73,7 +75,7 @@ def run_cycle(
     least_squares = _LeastSquares(steps, norm)
     np.multiply(start, 1.0 / norm, out=v)
     bases.images[k] = v
-    broke_down = False
+    broke_down = stopped = False
     for j in range(steps):
         apply()
         bases.directions[j] = z
@@ -84,15 +86,14 @@ def run_cycle(
         coupling[: k + j + 1, j] = column
         coupling[k + j + 1, j] = length
         estimate = least_squares.append(coupling[k : k + j + 2, j])
-        if monitor is not None:
-            monitor(estimate)
+        stopped = monitor is not None and monitor(estimate)
         if length > 0:
             np.multiply(w, 1.0 / length, out=v)
             bases.images[k + j + 1] = v
-        if estimate <= tolerance or length == 0:
+        if estimate <= tolerance or length == 0 or stopped:
             broke_down, steps = length == 0, j + 1
             break
-    return Cycle(coupling[: k + steps + 1, :steps], least_squares.solve(steps), broke_down)
+    return Cycle(coupling[: k + steps + 1, :steps], least_squares.solve(steps), broke_down, stopped)
 
 
 def _orthogonalise(

@@ -28,6 +28,8 @@ from forebay.solvers.krylov.space import RecycleSpace
 from forebay.solvers.petsc import petsc
 
 Variant = Literal["exact", "economical", "frozen"]
+Monitor = Callable[[int, float], bool | None]
+"""Called with the iteration and the estimated ‖b - A x‖₂; a true answer ends the solve."""
 
 YOUNG = 10
 """Systems during which an economical space is refreshed after every cycle."""
@@ -131,7 +133,7 @@ class GcroDr:
         rtol: float = 1e-8,
         max_iterations: int = 10_000,
         guess: np.ndarray | None = None,
-        monitor: Callable[[int, float], None] | None = None,
+        monitor: Monitor | None = None,
     ) -> tuple[np.ndarray, GcroDrRecord, RecycleSpace | None]:
         """Solve for `rhs` (n,): the solution, what it took, and the space for the next system.
 
@@ -148,7 +150,7 @@ class GcroDr:
         space: RecycleSpace | None,
         rtol: float,
         max_iterations: int,
-        monitor: Callable[[int, float], None] | None,
+        monitor: Monitor | None,
     ) -> tuple[np.ndarray, GcroDrRecord, RecycleSpace | None]:
         if not (np.isfinite(state.norm) and np.isfinite(state.size)):
             return state.x, self._record(state, Outcome.NONFINITE_INPUT), space
@@ -192,7 +194,7 @@ class GcroDr:
         return state
 
     def _cycle(
-        self, state: _State, target: float, max_iterations: int, monitor: Callable[[int, float], None] | None
+        self, state: _State, target: float, max_iterations: int, monitor: Monitor | None
     ) -> Outcome | None:
         """Project, search, correct, and refresh the space; an outcome when going on has no sense."""
         bases, before = self._storage(state), state.size
@@ -227,6 +229,8 @@ class GcroDr:
             return Outcome.DIVERGED
         if cycle.broke_down and not state.size < before:
             return Outcome.DIVERGED
+        if cycle.stopped:
+            return Outcome.MAX_ITERATIONS
         kept = self._exact_from_now_on(state, before) if not state.exact else bases
         if kept is bases and cycle.steps > 1 and self._wants_refresh(state, k, target, start):
             self._refresh(state, bases, cycle)
@@ -443,12 +447,12 @@ _DEPENDENT = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 """Eigenvalue of the scaled Gram matrix below which an image counts as dependent on the others."""
 
 
-def _counted(monitor: Callable[[int, float], None], first: int) -> Callable[[float], None]:
+def _counted(monitor: Monitor, first: int) -> Callable[[float], bool]:
     count = first
 
-    def call(estimate: float) -> None:
+    def call(estimate: float) -> bool:
         nonlocal count
         count += 1
-        monitor(count, estimate)
+        return bool(monitor(count, estimate))
 
     return call

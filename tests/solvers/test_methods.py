@@ -24,6 +24,17 @@ from forebay.solvers.methods import NATIVE_UNKNOWNS, Method
         ({"method": "bcgsl"}, "general", 9, "bcgsl+ilu"),
         ({"method": "minres"}, "symmetric", 9, "minres+jacobi"),
         ({"method": "minres", "preconditioner": "icc"}, "spd", 9, "minres+icc"),
+        ({"method": "gcrodr"}, "symmetric", 9, "gcrodr+ilu"),
+        ({"method": "gcrodr", "fill": 2}, "general", 9, "gcrodr+ilu(2)"),
+        ({"method": "lgmres"}, "general", 9, "lgmres+ilu"),
+        ({"method": "deflated_cg"}, "spd", 9, "deflated_cg+icc"),
+        ({"method": "cg", "preconditioner": "eisenstat", "omega": 1.8}, "spd", 9, "cg+eisenstat(1.8)"),
+        (
+            {"method": "cg", "preconditioner": "cholesky", "reuse": "preconditioner"},
+            "spd",
+            9,
+            "cg+cholesky reused",
+        ),
     ],
 )
 def test_a_method_is_made_concrete_by_kind_and_size_of_the_matrix(options, symmetry, unknowns, label):
@@ -34,7 +45,7 @@ def test_a_method_is_made_concrete_by_kind_and_size_of_the_matrix(options, symme
     ("options", "message"),
     [
         ({"method": "cgg"}, "solver.method = 'cgg' does not exist; did you mean 'cg'?"),
-        ({"method": "simplex"}, "choose from direct, cg, gmres, bcgsl, minres"),
+        ({"method": "simplex"}, "choose from direct, cg, deflated_cg, gmres, lgmres, gcrodr, bcgsl, minres"),
         (
             {"method": "cg", "preconditioner": "gmag"},
             "solver.preconditioner = 'gmag' does not exist; did you mean 'gamg'?",
@@ -55,6 +66,14 @@ def test_a_method_is_made_concrete_by_kind_and_size_of_the_matrix(options, symme
             {"options": {"pc_type": "lu"}},
             "solver.options.pc_type = 'lu' would go unnoticed .* set solver.preconditioner",
         ),
+        ({"method": "gmres", "preconditioner": "lu"}, "'lu' solves exactly, .* or reuse = 'preconditioner'"),
+        ({"reuse": "preconditioner"}, "solver.reuse = 'preconditioner' has no use with solver.method = 'direct'"),
+        ({"method": "cg", "omega": 1.5}, "solver.omega = 1.5 has no use with preconditioner = 'gamg'"),
+        ({"method": "cg", "preconditioner": "sor", "omega": 2.0}, "solver.omega = 2.0 must lie between 0 and 2"),
+        ({"method": "cg", "fill": 1}, "solver.fill = 1 has no use with preconditioner = 'gamg'"),
+        ({"method": "gmres", "fill": 11}, "solver.fill = 11 must lie in 0 ... 10"),
+        ({"method": "gmres", "recycle": 5}, "solver.recycle = 5 has no use with solver.method = 'gmres'"),
+        ({"method": "gcrodr", "recycle": 59}, "solver.recycle = 59 does not fit solver.restart = 60"),
         ({"options": {"-pc_gamg_threshold": 1}}, "'-pc_gamg_threshold'; write PETSc option names without the dash"),
     ],
 )

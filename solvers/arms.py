@@ -1,0 +1,192 @@
+"""`method = "auto"`: which methods are worth trying on a kind of matrix, and how a study names its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forebay.pipeline.errors import ProblemError, StudyError
+from forebay.pipeline.stages import Problem, StructuredProblem, Symmetry
+from forebay.solvers.methods import Method
+
+NATIVE_3D, DIRECT_3D = 10_000, 60_000
+"""In three dimensions factors fill: beyond these unknowns PETSc's own and MUMPS' are not worth a try."""
+DIRECT_2D = 1_500_000
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixFacts:
+    """What the choice of arms depends on."""
+
+    symmetry: Symmetry
+    unknowns: int
+    grid: tuple[int, ...] | None
+    """Cells along each axis of a structured grid."""
+    row_entries: float
+    """Mean nonzeros a row."""
+
+    @property
+    def dimension(self) -> int:
+        """2 or 3; guessed from the row length where there is no grid (linear triangles have 7, tetrahedra 15)."""
+        if self.grid is not None:
+            return len(self.grid)
+        return 3 if self.row_entries > 11 else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Automatic:
+    """Let the run find the cheapest of several methods; the first arm of the resolved list is the safe one."""
+
+    rtol: float = 1e-8
+    max_iterations: int = 10_000
+    arms: tuple[Method, ...] = ()
+    """Empty: `default_arms`."""
+
+    def resolve(self, facts: MatrixFacts) -> tuple[Method, ...]:
+        """The methods to choose from.
+
+        Raises:
+            StudyError: an arm that does not fit the matrix.
+        """
+        arms = self.arms or default_arms(facts, rtol=self.rtol, max_iterations=self.max_iterations)
+        for arm in arms:
+            check_method(arm, facts)
+        return arms
+
+
+def facts_of(problem: Problem) -> MatrixFacts:
+    """Read them off a problem's pattern.
+
+    Raises:
+        ProblemError: a `grid_shape` that contradicts the pattern.
+    """
+    indptr, indices = problem.pattern()
+    unknowns = len(indptr) - 1
+    return MatrixFacts(problem.symmetry, unknowns, _grid_of(problem, unknowns), len(indices) / unknowns)
+
+
+def _grid_of(problem: Problem, unknowns: int) -> tuple[int, ...] | None:
+    if not isinstance(problem, StructuredProblem):
+        return None
+    cells = math.prod(problem.grid_shape)
+    if cells != unknowns:
+        raise ProblemError(
+            f"grid_shape = {problem.grid_shape} has {cells} cells, the matrix {unknowns} unknowns; leave the property "
+            f"out where unknowns are not cells"
+        )
+    return problem.grid_shape
+
+
+def check_method(method: Method | Automatic, facts: MatrixFacts) -> None:
+    """Refuse what cannot work, before anything is solved.
+
+    Raises:
+        StudyError: the method, or one of its arms, does not fit the matrix.
+    """
+    if isinstance(method, Automatic):
+        method.resolve(facts)
+    else:
+        method.resolve(facts.symmetry, facts.unknowns, structured=facts.grid is not None)
+
+
+def default_arms(facts: MatrixFacts, *, rtol: float, max_iterations: int) -> tuple[Method, ...]:
+    """Every method that has won somewhere in the `auto` and `recycling` benchmarks, the safest first."""
+    tables = [*_direct(facts), *_ITERATIVE[facts.symmetry](facts)]
+    return tuple(Method(rtol=rtol, max_iterations=max_iterations, **table) for table in tables)
+
+
+def _direct(facts: MatrixFacts) -> list[dict[str, Any]]:
+    native, largest = (NATIVE_3D, DIRECT_3D) if facts.dimension == 3 else (100_000, DIRECT_2D)
+    tables: list[dict[str, Any]] = []
+    if facts.unknowns <= largest:
+        tables.append({"method": "direct", "factor": "mumps"})
+    if facts.unknowns <= native:
+        tables.append({"method": "direct", "factor": "petsc"})
+    return tables
+
+
+def _spd(facts: MatrixFacts) -> list[dict[str, Any]]:
+    tables: list[dict[str, Any]] = [
+        {"method": "cg", "preconditioner": "gamg"},
+        {"method": "cg", "preconditioner": "icc"},
+        {"method": "deflated_cg", "preconditioner": "icc"},
+        {"method": "cg", "preconditioner": "eisenstat", "omega": 1.6},
+        {"method": "cg", "preconditioner": "eisenstat", "omega": 1.9},
+    ]
+    if facts.grid is not None:
+        tables.append({"method": "cg", "preconditioner": "mg"})
+    return tables
+
+
+def _symmetric(facts: MatrixFacts) -> list[dict[str, Any]]:
+    tables: list[dict[str, Any]] = [
+        {"method": "gcrodr", "preconditioner": "ilu", "restart": 80, "recycle": 40},
+        {"method": "gmres", "preconditioner": "gamg", "restart": 100},
+    ]
+    if facts.dimension == 3:
+        tables.append({"method": "gcrodr", "preconditioner": "ilu", "fill": 1, "restart": 80, "recycle": 40})
+    if facts.unknowns <= (NATIVE_3D if facts.dimension == 3 else 100_000):
+        tables.append({"method": "gmres", "preconditioner": "lu", "reuse": "preconditioner"})
+    return tables
+
+
+def _general(facts: MatrixFacts) -> list[dict[str, Any]]:
+    return [
+        {"method": "bcgsl", "preconditioner": "ilu"},
+        {"method": "gmres", "preconditioner": "ilu", "restart": 60},
+        {"method": "gcrodr", "preconditioner": "ilu"},
+    ]
+
+
+_ITERATIVE = {"spd": _spd, "symmetric": _symmetric, "general": _general}
+
+
+_METHOD_KEYS = {f.name for f in dataclasses.fields(Method)}
+
+
+def parse_method(table: Mapping[str, Any]) -> Method | Automatic:
+    """The linear-algebra part of a study's `[solver]` table; keys of other parts are passed over.
+
+    Raises:
+        StudyError: what `Method` raises, or keys that the automatic choice makes itself.
+    """
+    if table.get("method", "direct") != "auto":
+        if table.get("arms"):
+            raise StudyError(
+                f"solver.arms has no use with solver.method = {table.get('method', 'direct')!r}; set method = 'auto'"
+            )
+        return Method(**{key: value for key, value in table.items() if key in _METHOD_KEYS})
+    defaults = {f.name: f.default for f in dataclasses.fields(Method) if f.default is not dataclasses.MISSING}
+    shared = {key: table[key] for key in ("rtol", "max_iterations") if key in table}
+    chosen = [
+        key
+        for key, value in table.items()
+        if key not in ("method", "arms", "rtol", "max_iterations") and key in defaults and value != defaults[key]
+    ]
+    if chosen or table.get("options"):
+        key = chosen[0] if chosen else "options"
+        raise StudyError(
+            f"solver.{key} = {table[key]!r} has no use with solver.method = 'auto', which chooses it; leave it out, or "
+            f"put it into an entry of solver.arms"
+        )
+    return Automatic(**shared, arms=tuple(_arm(entry, index, shared) for index, entry in enumerate(_listed(table))))
+
+
+def _listed(table: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return table.get("arms") or ()
+
+
+def _arm(entry: Mapping[str, Any], index: int, shared: Mapping[str, Any]) -> Method:
+    known = _METHOD_KEYS - {"rtol", "max_iterations"}
+    unknown = sorted(set(entry) - known)
+    if unknown:
+        raise StudyError(f"solver.arms[{index}].{unknown[0]} does not exist; an arm has {', '.join(sorted(known))}")
+    if entry.get("method") == "auto":
+        raise StudyError(f"solver.arms[{index}].method = 'auto' cannot be its own arm; name a method")
+    try:
+        return Method(**{**shared, **entry})
+    except StudyError as error:
+        raise StudyError(f"solver.arms[{index}]: {error}") from error
