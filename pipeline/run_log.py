@@ -35,6 +35,9 @@ class StoredBlock:
     seconds: float
     """Wall time that its solver spent on it."""
     t: float
+    solver: str = ""
+    choices: Sequence[Line] = ()
+    """What `method = "auto"` of that solver had learned by then, an entry per arm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,15 @@ def _blocks(events: Iterable[Line]) -> list[StoredBlock]:
         if event["event"] == "block_stored":
             split, chunk = event["split"], event["chunk"]
             records = records_from_columns(event["records"])
-            blocks[split, chunk] = StoredBlock(split, chunk, records, number(event, "seconds"), event["t"])
+            blocks[split, chunk] = StoredBlock(
+                split,
+                chunk,
+                records,
+                number(event, "seconds"),
+                event["t"],
+                event.get("solver", ""),
+                event.get("choices", ()),
+            )
     return list(blocks.values())
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from forebay.pipeline.journal import is_being_written
 from forebay.pipeline.records import Outcome, SolveRecord, Split
@@ -18,7 +21,7 @@ from forebay.pipeline.summary_stages import (
     stage_table,
 )
 from forebay.pipeline.summary_text import status_text, what_reuse_means
-from forebay.pipeline.summary_types import Dropped, MethodRow, SplitCounts, Status, Summary, ValidationPoint
+from forebay.pipeline.summary_types import ArmRow, Dropped, MethodRow, SplitCounts, Status, Summary, ValidationPoint
 
 __all__ = ["Summary", "status_text", "summarise", "summarise_log", "what_reuse_means"]
 
@@ -60,6 +63,7 @@ def summarise_log(log: RunLog, *, writing: bool) -> Summary:
         validation_samples=_counts(log, "validation", log.option("validation", "samples")),
         dropped=tuple(_dropped(log)),
         methods=tuple(_methods(log)),
+        arms=tuple(sorted(_arms(log), key=lambda row: (math.isnan(row.median_s), row.median_s))),
         stages=stages,
         bottleneck=bottleneck,
         bottleneck_reason=why,
@@ -143,6 +147,27 @@ def _methods(log: RunLog) -> Iterable[MethodRow]:
             seconds_mean=sum(record.seconds for record in records) / len(records),
             seconds_total=sum(record.seconds for record in records),
             residual_max=max((record.residual for record in records if record.valid), default=math.nan),
+        )
+
+
+def _arms(log: RunLog) -> Iterable[ArmRow]:
+    """From the last block of each solver in each attempt: a solver that starts anew learns anew."""
+    latest: dict[tuple[int, str], Sequence[Mapping[str, Any]]] = {}
+    starts = [attempt.start_t for attempt in log.attempts]
+    for block in sorted(log.blocks, key=lambda block: block.t):
+        latest[bisect.bisect_right(starts, block.t), block.solver] = block.choices
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for arms in latest.values():
+        for arm in arms:
+            by_method.setdefault(arm["method"], []).append(arm)
+    for method, arms in by_method.items():
+        medians = [arm["median_s"] for arm in arms if arm["median_s"] is not None]
+        yield ArmRow(
+            method=method,
+            tries=sum(arm["tries"] for arm in arms),
+            failures=sum(arm["failures"] for arm in arms),
+            cut_offs=sum(arm["cut_offs"] for arm in arms),
+            median_s=statistics.median(medians) if medians else math.nan,
         )
 
 

@@ -57,6 +57,19 @@ class MethodRow(_Frozen):
     """Largest true relative residual of the valid samples; NaN if there are none."""
 
 
+class ArmRow(_Frozen):
+    """What `method = "auto"` found out about one method, over all solvers."""
+
+    method: str
+    tries: int
+    failures: int
+    """Samples that another method had to solve."""
+    cut_offs: int
+    """Experiments that were stopped because they had cost several times the best method's time."""
+    median_s: float
+    """Processor seconds per certified sample; NaN before the first."""
+
+
 class Stage(_Frozen):
     """What one stage did while data streamed.
 
@@ -110,6 +123,8 @@ class Summary(_Frozen):
     validation_samples: SplitCounts
     dropped: tuple[Dropped, ...]
     methods: tuple[MethodRow, ...]
+    arms: tuple[ArmRow, ...]
+    """Cheapest first; empty unless the method was "auto"."""
     stages: tuple[Stage, ...]
     bottleneck: StageName | Literal["none", "unknown"]
     bottleneck_reason: str
