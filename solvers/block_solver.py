@@ -65,7 +65,7 @@ class BlockSolver:
         self._system = system_of(problem)
         self._solver = make_solver(self._system, method, problem, seed=run_seed)
         self._sort = sort
-        self._guess = SnapshotGuess(guesses, len(self._system.rhs)) if guesses else None
+        self._guess = _guess_of(problem, guesses, len(self._system.rhs)) if guesses else None
         self._learned: RecycleSpace | None = None
         self._guarded = GuardedProblem(problem, self._system, self.timings)
         self._transient = problem if self._schema.times and isinstance(problem, TransientProblem) else None
@@ -145,8 +145,8 @@ class BlockSolver:
         pairs = list(drawn)
         if len(pairs) < 3:
             return iter(pairs)
-        features = FeatureMap(self._schema, [draw for _, draw in pairs])
-        order = nearest_order(np.array([features(draw) for _, draw in pairs]), window=None)
+        draws = [draw for _, draw in pairs]
+        order = nearest_order(FeatureMap(self._schema, draws).matrix(draws), window=None)
         return iter([pairs[k] for k in order])
 
     def _draw_each(self, split: Split, rows: list[Row], arrays: Arrays) -> Iterator[tuple[Row, Draw]]:
@@ -202,6 +202,10 @@ class BlockSolver:
         if solution.outcome is Outcome.CONVERGED:
             self._guess.learn(draw, solution.x)
         return solution
+
+
+def _guess_of(problem: Problem, capacity: int, unknowns: int) -> SnapshotGuess:
+    return SnapshotGuess(capacity, unknowns, minimise="energy" if problem.symmetry == "spd" else "residual")
 
 
 def make_solver(system: System, method: Method | Automatic, problem: Problem, *, seed: int) -> LinearSolver | Portfolio:

@@ -106,6 +106,9 @@ class LinearSolver:
     def recall(self, space: RecycleSpace | None = None) -> None:
         """Forget the samples solved before, but for that space."""
         self._rule.reset()
+        self._take_space(space)
+
+    def _take_space(self, space: RecycleSpace | None) -> None:
         if self.choice.recycles:
             self._ksp.getPythonContext().space = space
 
@@ -173,7 +176,7 @@ class LinearSolver:
                 space = self.space
                 self._ksp.destroy()
                 self._build()
-                self.recall(space)
+                self._take_space(space)
         return solution
 
     def _iterate(self, norm: float, guess: np.ndarray | None) -> Solution:
@@ -273,7 +276,7 @@ class LinearSolver:
     def _build(self) -> None:
         """Make the KSP; cheap until its first solve."""
         self._ksp = make_ksp(self.system.matrix, self.method, self.choice, self._prefix, self._grid)
-        self._rule.reset()
+        self._rule.lost()
         self._watched = False
 
     def _check_options(self) -> None:

@@ -20,11 +20,11 @@ def matrix_of(problem, draw):
 
 
 def solve(problem, draw, forcing=None):
-    """Solution field (n, n); `forcing` (n, n) replaces the problem's own right-hand side by forcing · h²."""
+    """Solution field (n, n) or (n, n, n); `forcing`, so shaped, times h² or h³ replaces the right-hand side."""
     matrix, rhs = matrix_of(problem, draw)
     if forcing is not None:
-        rhs = forcing.ravel() / problem.size**2
-    return splu(matrix.tocsc()).solve(rhs).reshape(problem.size, problem.size)
+        rhs = forcing.ravel() / forcing.size
+    return splu(matrix.tocsc()).solve(rhs).reshape(problem.grid_shape)
 
 
 def march(problem, draw, state=None):
@@ -48,10 +48,10 @@ def drawn(problem, sample_id=3, run_seed=2713):
     return {**problem.draw(parameters, sample_generator(run_seed, "train", sample_id)), "parameters": parameters}
 
 
-def centres(n):
-    """y and x of the cell centres, each (n, n)."""
+def centres(n, dim=2):
+    """y and x of the cell centres, each (n, n); or z, y and x, each (n, n, n)."""
     at = (np.arange(n) + 0.5) / n
-    return np.meshgrid(at, at, indexing="ij")
+    return np.meshgrid(*[at] * dim, indexing="ij")
 
 
 def relative_l2(found, exact):

@@ -27,7 +27,10 @@ PROBLEMS: Mapping[str, str] = {
     "helmholtz": "forebay.solvers.problems.helmholtz:Helmholtz",
     "convection_diffusion": "forebay.solvers.problems.convection_diffusion:ConvectionDiffusion",
     "heat": "forebay.solvers.problems.heat:Heat",
+    "darcy3d": "forebay.solvers.problems.darcy3d:Darcy3D",
+    "helmholtz3d": "forebay.solvers.problems.helmholtz3d:Helmholtz3D",
     "darcy_fem": "forebay.solvers.problems.darcy_fem:DarcyFem",
+    "elasticity": "forebay.solvers.problems.elasticity:Elasticity",
 }
 """What `problem.name` may say besides "file.py:Class"."""
 

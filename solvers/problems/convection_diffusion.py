@@ -69,6 +69,11 @@ class ConvectionDiffusion:
         """Not symmetric."""
         return "general"
 
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Cells along y and x; an unknown is a cell, numbered row by row."""
+        return self._grid.shape
+
     def draw(self, parameters: np.ndarray, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
         """Velocity at the centres, and (not stored) the velocities at the faces."""
         faces_y, faces_x = face_velocities(self._field.draw(rng))

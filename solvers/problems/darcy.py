@@ -16,6 +16,9 @@ from forebay.solvers.grid import Grid
 from forebay.solvers.problems.options import InverseLength, Positive, Size, Smoothness
 from forebay.solvers.random_fields import NeumannField
 
+Coefficient = Literal["two_valued", "log_normal"]
+Deviation = Annotated[float, Limit(gt=0, le=4, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Darcy:
@@ -30,12 +33,12 @@ class Darcy:
 
     size: Size = 64
     """Cells a side."""
-    coefficient: Literal["two_valued", "log_normal"] = "two_valued"
+    coefficient: Coefficient = "two_valued"
     alpha: Smoothness = 2.0
     """Smoothness of g; the benchmark has 2."""
     tau: InverseLength = 3.0
     """Inverse correlation length of g, [1/m]; the benchmark has 3."""
-    sigma: Annotated[float, Limit(gt=0, le=4, allow_inf_nan=False)] = 1.0
+    sigma: Deviation = 1.0
     """Deviation of log a when log_normal; ±2 deviations span a contrast of exp(4 sigma)."""
     forcing: Positive = 1.0
     """f, dimensionless."""
@@ -57,10 +60,14 @@ class Darcy:
         """Symmetric positive definite, since a > 0."""
         return "spd"
 
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Cells along y and x; an unknown is a cell, numbered row by row."""
+        return self._grid.shape
+
     def draw(self, parameters: np.ndarray, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
         """The permeability."""
-        g = self._field.draw(rng)
-        return {"a": np.where(g > 0, 12.0, 3.0) if self.coefficient == "two_valued" else np.exp(g)}
+        return {"a": permeability(self._field.draw(rng), self.coefficient)}
 
     def pattern(self) -> tuple[np.ndarray, np.ndarray]:
         """Five-point stencil."""
@@ -82,3 +89,8 @@ class Darcy:
     @cached_property
     def _field(self) -> NeumannField:
         return NeumannField(self.size, self.alpha, self.tau, self.sigma)
+
+
+def permeability(g: np.ndarray, coefficient: Coefficient) -> np.ndarray:
+    """The permeability of a Gaussian field g of any shape: 12 where g > 0 and else 3, or exp(g)."""
+    return np.where(g > 0, 12.0, 3.0) if coefficient == "two_valued" else np.exp(g)

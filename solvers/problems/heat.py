@@ -68,6 +68,11 @@ class Heat:
         """One factorisation serves everything."""
         return True
 
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Cells along y and x; an unknown is a cell, numbered row by row."""
+        return self._grid.shape
+
     def draw(self, parameters: np.ndarray, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
         """Nothing but the parameters is random."""
         return {}

@@ -74,6 +74,11 @@ class Helmholtz:
         """Symmetric, indefinite."""
         return "symmetric"
 
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Cells along y and x; an unknown is a cell, numbered row by row."""
+        return self._grid.shape
+
     def draw(self, parameters: np.ndarray, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
         """The medium."""
         return {"c": 1 + self.variation * self._field.draw(rng)}

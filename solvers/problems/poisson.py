@@ -61,6 +61,11 @@ class Poisson:
         """Symmetric positive definite."""
         return "spd"
 
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Cells along y and x; an unknown is a cell, numbered row by row."""
+        return self._grid.shape
+
     def draw(self, parameters: np.ndarray, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
         """Forcing, and the boundary values as a field."""
         f = self._field.draw(rng)

@@ -9,6 +9,8 @@ import sys
 import pytest
 from running import ENVIRONMENT, forebay, write_tiny
 
+from forebay.solvers.problems import PROBLEMS
+
 
 def test_help_is_there_in_half_a_second():
     best = float("inf")
@@ -83,7 +85,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, verb):
 
 def test_problems_and_models_are_listed_with_their_options():
     problems = forebay("problems").stdout
-    for name in ("darcy", "poisson", "helmholtz", "convection_diffusion", "heat", "darcy_fem"):
+    for name in PROBLEMS:
         assert name in problems
     models = forebay("models").stdout
     for name in ("fno", "mlp", "unet"):

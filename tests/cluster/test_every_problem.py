@@ -9,7 +9,9 @@ import pytest
 import xarray
 
 from forebay.cluster.launch import launch, prepare
+from forebay.cluster.templates import write_study
 from forebay.learners.surrogate import Surrogate
+from forebay.solvers.problems import PROBLEMS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = [
@@ -28,7 +30,10 @@ CASES = {
     "helmholtz": ["problem.size=32", "learner.model.name=unet", "learner.model.width=8", "learner.model.levels=2"],
     "convection_diffusion": ["problem.size=32", "design=sobol", *FNO],
     "heat": ["problem.size=16", "problem.steps=5", "learner.model.name=mlp", "design=latin_hypercube"],
+    "darcy3d": ["problem.size=8", "learner.model.name=mlp"],
+    "helmholtz3d": ["problem.size=12", "learner.model.name=mlp"],
     "darcy_fem": ["problem.element_size=0.15", "learner.model.name=mlp"],
+    "elasticity": ["problem.size=3", "solver.method=cg", "learner.model.name=mlp"],
 }
 
 
@@ -50,6 +55,13 @@ def test_a_built_in_problem_goes_through_a_whole_run(tmp_path, problem, capsys):
         inputs["time"] = np.full((3, 1), data["time"].values[-1])
     assert np.isfinite(surrogate.predict(inputs)["u"]).all()
     assert (tmp_path / "run" / "report.html").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_study_that_init_writes_is_valid(tmp_path, problem):
+    write_study(tmp_path / "study.toml", problem)
+    prepared = prepare(tmp_path / "study.toml")
+    assert type(prepared.problem).__name__ == PROBLEMS[problem].rpartition(":")[2]
 
 
 @pytest.mark.parametrize("study", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)

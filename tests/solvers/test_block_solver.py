@@ -26,6 +26,8 @@ def problem_named(name):
         "convection_diffusion": {"size": 32},
         "poisson": {"size": 32},
         "heat": {"size": 16, "steps": 5},
+        "darcy3d": {"size": 10},
+        "helmholtz3d": {"size": 12},
         "darcy_fem": {"element_size": 0.1},
     }[name]
     return load_problem(name, options, folder=EXAMPLES)
@@ -42,6 +44,8 @@ PAIRS = [
     *(("helmholtz", method) for method in (DIRECT, MUMPS)),
     *(("convection_diffusion", method) for method in (DIRECT, Method("gmres"), Method("bcgsl"))),
     *(("heat", method) for method in (DIRECT, MUMPS, Method("cg", "sor"))),
+    *(("darcy3d", method) for method in (DIRECT, MUMPS, Method("cg", "gamg"), Method("cg", "icc"))),
+    *(("helmholtz3d", method) for method in (DIRECT, MUMPS)),
     *(("darcy_fem", method) for method in (DIRECT, Method("cg", "icc"))),
 ]
 

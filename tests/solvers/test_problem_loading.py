@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -10,10 +11,10 @@ import pytest
 from grid_systems import drawn, matrix_of
 
 from forebay.pipeline.errors import ProblemError, StudyError
-from forebay.pipeline.stages import Problem, TransientProblem
+from forebay.pipeline.stages import Problem, StructuredProblem, TransientProblem
 from forebay.solvers.problems import PROBLEMS, check_contract, describe_problems, load_problem
 
-GRID_PROBLEMS = [name for name in PROBLEMS if name != "darcy_fem"]
+GRID_PROBLEMS = [name for name in PROBLEMS if name not in ("darcy_fem", "elasticity")]
 
 ROD = '''
 from __future__ import annotations
@@ -75,6 +76,23 @@ def test_built_in_problems_keep_the_contract(name, tmp_path):
     problem = load_problem(name, {"size": 32}, folder=tmp_path)
     assert isinstance(problem, TransientProblem if problem.schema.times else Problem)
     check_contract(problem)
+
+
+@pytest.mark.parametrize("name", GRID_PROBLEMS)
+def test_grid_problems_number_their_cells_row_by_row(name, tmp_path):
+    problem = load_problem(name, {"size": 32}, folder=tmp_path)
+    assert isinstance(problem, StructuredProblem)
+    shape = problem.grid_shape
+    assert shape == problem.schema.outputs[0].shape
+    indptr, indices = problem.pattern()
+    assert len(indptr) - 1 == math.prod(shape)
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    apart = np.abs(np.array(np.unravel_index(rows, shape)) - np.unravel_index(indices, shape)).sum(axis=0)
+    assert apart.max() == 1, "only cells with a common face are coupled"
+
+
+def test_a_mesh_is_not_structured(tmp_path):
+    assert not isinstance(load_problem("darcy_fem", {}, folder=tmp_path), StructuredProblem)
 
 
 @pytest.mark.parametrize("name", GRID_PROBLEMS)

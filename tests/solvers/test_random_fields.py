@@ -30,13 +30,30 @@ def test_each_coefficient_carries_its_cosine_mode(k, l):  # noqa: E741 - the sym
     np.testing.assert_allclose(NeumannField(n, alpha, tau, sigma).draw(OneCoefficient(k, l)), expected, atol=1e-14)
 
 
-def test_the_field_has_no_mean():
-    assert abs(NeumannField(32, 2.0, 3.0).draw(sample_generator(2713, "field", 0)).mean()) < 1e-14
-    assert not NeumannField(12, 2.0, 0.0).draw(OneCoefficient(0, 0)).any()
+@pytest.mark.parametrize("mode", [(0, 0, 1), (2, 0, 3), (1, 4, 2), (6, 6, 6)])
+def test_each_coefficient_carries_its_cosine_mode_in_three_dimensions(mode):
+    n, alpha, tau, sigma = 7, 2.5, 3.0, 1.7
+    at = (np.arange(n) + 0.5) / n
+    phi = [np.ones(n)] + [np.sqrt(2) * np.cos(np.pi * m * at) for m in range(1, n)]
+    i, j, k = np.meshgrid(*[np.arange(n)] * 3, indexing="ij")
+    eigenvalue = (np.pi**2 * (i**2 + j**2 + k**2) + tau**2) ** -alpha
+    eigenvalue[0, 0, 0] = 0
+    shape = np.einsum("i,j,k->ijk", *[phi[m] for m in mode])
+    expected = sigma * np.sqrt(eigenvalue[mode] / eigenvalue.sum()) * shape
+    np.testing.assert_allclose(
+        NeumannField(n, alpha, tau, sigma, dim=3).draw(OneCoefficient(*mode)), expected, atol=1e-14
+    )
 
 
-def test_the_variance_averaged_over_the_square_is_sigma_squared():
-    field = NeumannField(32, 2.0, 3.0, sigma=2.5)
+@pytest.mark.parametrize(("n", "dim"), [(32, 2), (10, 3)])
+def test_the_field_has_no_mean(n, dim):
+    assert abs(NeumannField(n, 2.0, 3.0, dim=dim).draw(sample_generator(2713, "field", 0)).mean()) < 1e-14
+    assert not NeumannField(n, 2.0, 0.0, dim=dim).draw(OneCoefficient(*[0] * dim)).any()
+
+
+@pytest.mark.parametrize(("n", "dim"), [(32, 2), (10, 3)])
+def test_the_variance_averaged_over_the_domain_is_sigma_squared(n, dim):
+    field = NeumannField(n, 2.0, 3.0, sigma=2.5, dim=dim)
     np.testing.assert_allclose((field.deviations**2).sum(), 2.5**2, rtol=1e-12)
     drawn = np.array([field.draw(sample_generator(2713, "field", i)) for i in range(400)])
     assert abs(drawn.std() / 2.5 - 1) < 0.06  # four standard errors: the first modes carry most of the variance
@@ -50,8 +67,9 @@ def test_neighbours_are_more_alike_when_the_field_is_smoother():
     assert roughness(1.5) > 2 * roughness(2.5) > 4 * roughness(4.0)
 
 
-def test_the_same_generator_gives_the_same_field():
-    field = NeumannField(16, 2.0, 3.0)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_same_generator_gives_the_same_field(dim):
+    field = NeumannField(16, 2.0, 3.0, dim=dim)
     first, again, other = (field.draw(sample_generator(2713, "field", i)) for i in (4, 4, 5))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
@@ -81,7 +99,14 @@ def test_the_trace_has_the_deviation_sigma_everywhere():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NeumannField(8, 1.0, 3.0), r"alpha = 1.0 makes no field of finite variance .* it must exceed 1"),
+        (
+            lambda: NeumannField(8, 1.0, 3.0),
+            r"alpha = 1.0 makes no field of finite variance in 2 dimensions; it must exceed 1",
+        ),
+        (
+            lambda: NeumannField(8, 1.5, 3.0, dim=3),
+            r"alpha = 1.5 makes no field of finite variance in 3 dimensions; it must exceed 1.5",
+        ),
         (lambda: NeumannField(8, 2.0, -3.0), r"tau = -3.0 and sigma = 1.0 must not be negative; try tau = 3"),
         (lambda: PeriodicTrace(16, 8), "8 modes on 16 points; choose from 1 to 7"),
         (lambda: PeriodicTrace(16, 0), "0 modes on 16 points; choose from 1 to 7"),
