@@ -98,7 +98,13 @@ class CsrSystem:
 
     def update(self, draw: Draw) -> None:
         """Assemble; PETSc is told of a new matrix only when a value differs, so that a factorisation can be kept."""
-        self._assemble(draw, self.values, self.rhs)
+        try:
+            self._assemble(draw, self.values, self.rhs)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (values has the {len(self.values)} entries of pattern(), which holds for every sample; if the "
+                f"sparsity differs between samples, let pattern() return the union and write zeros)"
+            ) from error
         if not np.array_equal(self.values, self._previous):
             self._previous[:] = self.values
             self.touch()

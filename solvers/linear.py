@@ -231,6 +231,8 @@ class LinearSolver:
             return Outcome.NONFINITE_SOLUTION
         if reason == why.DIVERGED_MAX_IT or (not self.choice.direct and iterations >= self.method.max_iterations):
             return Outcome.MAX_ITERATIONS
+        if self.choice.recycles and reason < 0:
+            return self._ksp.getPythonContext().record.outcome
         return Outcome.DIVERGED if reason < 0 else Outcome.RESIDUAL_ABOVE_TOLERANCE
 
     def _matrix_fault(self) -> tuple[Outcome, str] | None:
