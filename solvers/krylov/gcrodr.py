@@ -118,7 +118,7 @@ class GcroDr:
         if size != self._unknowns:
             self._unknowns = size
             self._bases.clear()
-            self._arrays = tuple(np.zeros(size) for _ in range(3))
+            self._arrays = (np.zeros(size), np.zeros(size), np.zeros(size))
             self._vecs = tuple(PETSc.Vec().createWithArray(array, comm=matrix.comm) for array in self._arrays)
             self._rows = Rows(matrix.comm)
         self._matrix, self._preconditioner = matrix, preconditioner
@@ -193,9 +193,7 @@ class GcroDr:
             self._update_residual(state)
         return state
 
-    def _cycle(
-        self, state: _State, target: float, max_iterations: int, monitor: Monitor | None
-    ) -> Outcome | None:
+    def _cycle(self, state: _State, target: float, max_iterations: int, monitor: Monitor | None) -> Outcome | None:
         """Project, search, correct, and refresh the space; an outcome when going on has no sense."""
         bases, before = self._storage(state), state.size
         k = len(state.vectors)

@@ -1,4 +1,4 @@
-"""What no solver can do anything with is an outcome of that sample; the next sample is solved as if nothing had been."""
+"""What no solver can do anything with is an outcome of its sample; the next sample is solved as if nothing had been."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
