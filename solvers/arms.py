@@ -109,36 +109,38 @@ def _direct(facts: MatrixFacts) -> list[dict[str, Any]]:
 
 
 def _spd(facts: MatrixFacts) -> list[dict[str, Any]]:
-    tables: list[dict[str, Any]] = [
-        {"method": "cg", "preconditioner": "gamg"},
-        {"method": "cg", "preconditioner": "icc"},
-        {"method": "deflated_cg", "preconditioner": "icc"},
-        {"method": "cg", "preconditioner": "eisenstat", "omega": 1.6},
+    multigrid = "gamg" if facts.grid is None else "mg"
+    return [
+        {"method": "cg", "preconditioner": multigrid},
+        {"method": "cg", "preconditioner": "eisenstat", "omega": 1.8},
+        {"method": "cg", "preconditioner": "icc", "fill": 0 if facts.dimension == 3 else 3},
+        {"method": "deflated_cg", "preconditioner": "icc", "fill": 0 if facts.dimension == 3 else 1},
         {"method": "cg", "preconditioner": "eisenstat", "omega": 1.9},
+        *([] if facts.grid is None else [{"method": "cg", "preconditioner": "gamg"}]),
     ]
-    if facts.grid is not None:
-        tables.append({"method": "cg", "preconditioner": "mg"})
-    return tables
 
 
 def _symmetric(facts: MatrixFacts) -> list[dict[str, Any]]:
+    multigrid = "gamg" if facts.grid is None else "mg"
     tables: list[dict[str, Any]] = [
-        {"method": "gcrodr", "preconditioner": "ilu", "restart": 80, "recycle": 40},
-        {"method": "gmres", "preconditioner": "gamg", "restart": 100},
+        {"method": "gmres", "preconditioner": multigrid, "restart": 60},
+        {"method": "gcrodr", "preconditioner": multigrid},
+        {"method": "gcrodr", "preconditioner": "ilu", "fill": 1, "restart": 80, "recycle": 40},
     ]
-    if facts.dimension == 3:
-        tables.append({"method": "gcrodr", "preconditioner": "ilu", "fill": 1, "restart": 80, "recycle": 40})
     if facts.unknowns <= (NATIVE_3D if facts.dimension == 3 else 100_000):
         tables.append({"method": "gmres", "preconditioner": "lu", "reuse": "preconditioner"})
     return tables
 
 
 def _general(facts: MatrixFacts) -> list[dict[str, Any]]:
-    return [
+    tables: list[dict[str, Any]] = [
+        {"method": "bcgsl", "preconditioner": "ilu", "fill": 3},
         {"method": "bcgsl", "preconditioner": "ilu"},
-        {"method": "gmres", "preconditioner": "ilu", "restart": 60},
-        {"method": "gcrodr", "preconditioner": "ilu"},
+        {"method": "gcrodr", "preconditioner": "ilu", "fill": 1},
     ]
+    if facts.grid is not None:
+        tables.append({"method": "gmres", "preconditioner": "mg", "restart": 60})
+    return tables
 
 
 _ITERATIVE = {"spd": _spd, "symmetric": _symmetric, "general": _general}

@@ -102,7 +102,7 @@ class CsrSystem:
             self._assemble(draw, self.values, self.rhs)
         except ValueError as error:
             raise ValueError(
-                f"{error} (values has the {len(self.values)} entries of pattern(), which holds for every sample; if the "
+                f"{error} (values has the {len(self.values)} entries of pattern(), made once for every sample; if the "
                 f"sparsity differs between samples, let pattern() return the union and write zeros)"
             ) from error
         if not np.array_equal(self.values, self._previous):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from forebay.pipeline.errors import StudyError
-from forebay.solvers.krylov.ksp import GcroDrKsp
+from forebay.solvers.krylov.ksp import DeflatedCgKsp, GcroDrKsp
+from forebay.solvers.krylov.multigrid import configure_multigrid
 from forebay.solvers.methods import Choice, Method, OptionValue
 from forebay.solvers.petsc import petsc
 
@@ -40,14 +41,12 @@ def make_ksp(matrix: Any, method: Method, choice: Choice, prefix: str, grid: tup
     return ksp
 
 
-def recycling_context(method: Method) -> Any:
+def recycling_context(method: Method) -> GcroDrKsp | DeflatedCgKsp | None:
     """The Python side of a recycling method."""
     match method.method:
         case "gcrodr":
             return GcroDrKsp(restart=method.restarted, recycle=method.recycled, variant=method.variant)
         case "deflated_cg":
-            from forebay.solvers.krylov.ksp import DeflatedCgKsp
-
             return DeflatedCgKsp(recycle=method.recycled, variant=method.variant)
     return None
 
@@ -65,9 +64,7 @@ def _set_preconditioner(pc: Any, choice: Choice, grid: tuple[int, ...] | None) -
     if choice.ordering is not None:
         pc.setFactorOrdering(choice.ordering)
     if choice.pc == "mg" and grid is not None:
-        from forebay.solvers.krylov.multigrid import configure_multigrid
-
-        configure_multigrid(pc, grid)
+        configure_multigrid(pc, grid, definite=choice.ksp in ("cg", "deflated_cg"))
 
 
 def default_options(method: Method, choice: Choice) -> dict[str, OptionValue]:

@@ -243,7 +243,7 @@ class LinearSolver:
         if not np.isfinite(self.system.values).all():
             return Outcome.NONFINITE_INPUT, "the matrix holds NaN or inf"
         # PETSc raises from within the iteration then, which leaves Eisenstat's matrices swapped.
-        if self.choice.pc in ("sor", "eisenstat") and not np.all(self.system.diagonal):
+        if self.choice.pc in ("sor", "eisenstat", "mg") and not np.all(self.system.diagonal):
             return Outcome.FACTORISATION_FAILED, f"zero on the diagonal, which {self.choice.pc} divides by"
         self._checked_state = state
         return None
