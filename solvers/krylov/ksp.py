@@ -88,7 +88,9 @@ class DeflatedCgKsp:
         self._solver = DeflatedCg(
             recycle=recycle,
             variant=options.getString("ksp_deflated_cg_variant", now.variant),
-            search=options.getInt("ksp_deflated_cg_search", now.search if recycle == now.recycle else 2 * recycle),
+            search=options.getInt(
+                "ksp_deflated_cg_search", now.search if recycle == now.recycle else max(1, 2 * recycle)
+            ),
             flexible=options.getBool("ksp_deflated_cg_flexible", now.flexible),
         )
         now.destroy()
