@@ -1,0 +1,73 @@
+"""Methods that learn from earlier samples: a block comes out the same whoever solves it, and when."""
+
+import numpy as np
+import pytest
+
+from forebay.pipeline.records import ChunkPlan
+from forebay.solvers.arms import Automatic
+from forebay.solvers.block_solver import BlockSolver
+from forebay.solvers.methods import Method
+from forebay.solvers.problems.darcy import Darcy
+from forebay.solvers.problems.helmholtz import Helmholtz
+
+PLANS = {"train": ChunkPlan("train", 24, 6), "validation": ChunkPlan("validation", 6, 6)}
+DARCY, HELMHOLTZ = Darcy(size=20, coefficient="log_normal", sigma=0.3), Helmholtz(size=20)
+CASES = {
+    "gcrodr": (HELMHOLTZ, Method("gcrodr"), {}),
+    "gcrodr exact, sorted": (HELMHOLTZ, Method("gcrodr", variant="exact", restart=40), {"sort": True}),
+    "deflated_cg": (DARCY, Method("deflated_cg"), {}),
+    "kept factor": (DARCY, Method("cg", "cholesky", reuse="preconditioner"), {}),
+    "kept factor, sorted": (DARCY, Method("cg", "cholesky", reuse="preconditioner"), {"sort": True}),
+    "guesses": (DARCY, Method("cg", "icc"), {"guesses": 4}),
+    "guesses, indefinite": (HELMHOLTZ, Method("gmres", "ilu", restart=60), {"guesses": 4, "sort": True}),
+    "multigrid": (DARCY, Method("cg", "mg"), {}),
+    "direct, sorted": (DARCY, Method(), {"sort": True}),
+}
+
+
+def blocks_of(name, order):
+    problem, method, options = CASES[name]
+    solver = BlockSolver(problem, method, run_seed=11, plans=PLANS, **options)
+    found = {key: solver.solve_block(*key) for key in order}
+    solver.destroy()
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_do_not_depend_on_the_order_of_solving(name):
+    keys = [("validation", 0), *(("train", chunk) for chunk in range(4))]
+    first, second = blocks_of(name, keys), blocks_of(name, keys[::-1])
+    for key in keys:
+        assert all(record.valid and record.residual <= 1e-8 for record in first[key].records)
+        assert np.array_equal(first[key].arrays["u"], second[key].arrays["u"])
+        assert [r.iterations for r in first[key].records] == [r.iterations for r in second[key].records]
+
+
+def test_sorting_changes_the_order_of_solving_and_not_the_samples():
+    keys = [("train", 0)]
+    problem, method, _ = CASES["kept factor"]
+    plain = BlockSolver(problem, method, run_seed=11, plans=PLANS).solve_block(*keys[0])
+    along = BlockSolver(problem, method, run_seed=11, plans=PLANS, sort=True).solve_block(*keys[0])
+    assert [r.sample_id for r in along.records] == [r.sample_id for r in plain.records]
+    assert np.array_equal(along.arrays["a"], plain.arrays["a"])
+    assert np.allclose(along.arrays["u"], plain.arrays["u"], rtol=1e-6)
+
+
+def test_a_recycled_space_is_learned_once_and_serves_the_first_block_too():
+    problem, method, _ = CASES["gcrodr"]
+    recycled = BlockSolver(problem, method, run_seed=11, plans=PLANS).solve_block("validation", 0)
+    alone = BlockSolver(problem, Method("gmres", "ilu", restart=60), run_seed=11, plans=PLANS)
+    plain = alone.solve_block("validation", 0)
+    assert sum(r.iterations for r in recycled.records) < 0.7 * sum(r.iterations for r in plain.records)
+
+
+def test_auto_names_the_method_of_every_sample_and_tells_what_it_learned():
+    solver = BlockSolver(DARCY, Automatic(), run_seed=11, plans=PLANS)
+    blocks = [solver.solve_block("train", chunk) for chunk in range(4)]
+    records = [record for block in blocks for record in block.records]
+    assert all(record.valid for record in records)
+    assert len({record.method for record in records}) >= 4
+    table = blocks[-1].choices
+    assert {record.method for record in records} <= {row["method"] for row in table}
+    assert sum(row["tries"] for row in table) == len(records)
+    assert blocks[0].choices != table
