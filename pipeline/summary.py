@@ -164,7 +164,7 @@ def _arms(log: RunLog) -> Iterable[ArmRow]:
         medians = [arm["median_s"] for arm in arms if arm["median_s"] is not None]
         yield ArmRow(
             method=method,
-            tries=sum(arm["tries"] for arm in arms),
+            solved=sum(arm["solved"] for arm in arms),
             failures=sum(arm["failures"] for arm in arms),
             cut_offs=sum(arm["cut_offs"] for arm in arms),
             median_s=statistics.median(medians) if medians else math.nan,

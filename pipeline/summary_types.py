@@ -61,7 +61,7 @@ class ArmRow(_Frozen):
     """What `method = "auto"` found out about one method, over all solvers."""
 
     method: str
-    tries: int
+    solved: int
     failures: int
     """Samples that another method had to solve."""
     cut_offs: int

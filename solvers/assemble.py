@@ -89,6 +89,8 @@ class CsrSystem:
         self.matrix = self._PETSc.Mat().createAIJWithArrays(
             (n, n), (self._indptr, self._indices, self.values), comm=self._PETSc.COMM_SELF
         )
+        # With its grouping of rows of equal pattern PETSc 3.25 crashes in Eisenstat with omega other than 1.
+        self.matrix.setOption(self._PETSc.Mat.Option.USE_INODES, False)
         self._declare_symmetry()
 
     @property

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotrs
 
 from forebay.pipeline.records import Outcome
 from forebay.solvers.krylov.arnoldi import Bases, Cycle, run_cycle
+from forebay.solvers.krylov.panel import Panel
+from forebay.solvers.krylov.projector import independent_directions
 from forebay.solvers.krylov.rows import Rows
 from forebay.solvers.krylov.selection import smallest_singular_directions
 from forebay.solvers.krylov.space import RecycleSpace
@@ -107,16 +108,19 @@ class GcroDr:
         self._matrix: Any = None
         self._preconditioner: Any = None
         self._unknowns = -1
+        self._layout: Any = None
         self._bases: dict[np.dtype, Bases] = {}
         self._imaged: tuple[int, np.ndarray] | None = None
-        self._panel: _Panel | None = None
+        self._panel: Panel | None = None
 
     def init(self, matrix: Any, preconditioner: Any = None) -> None:
         """Take a PETSc Mat and a set-up PC (None: identity); storage is kept while the local size stays."""
         PETSc = petsc()
-        size = matrix.getLocalSize()[0]
-        if size != self._unknowns:
-            self._unknowns = size
+        layout = (matrix.getSizes(), matrix.comm.size)
+        if layout != self._layout:
+            self.destroy()
+            size = matrix.getLocalSize()[0]
+            self._unknowns, self._layout = size, layout
             self._bases.clear()
             self._arrays = (np.zeros(size), np.zeros(size), np.zeros(size))
             self._vecs = tuple(PETSc.Vec().createWithArray(array, comm=matrix.comm) for array in self._arrays)
@@ -141,8 +145,16 @@ class GcroDr:
             ValueError: a space or guess of the wrong size, or rtol outside (0, 1).
             RuntimeError: `init` was not called.
         """
+        self._check(rhs, rtol, guess)
+        # A power of two costs no digit, and keeps residuals within float32 whatever the units of b.
+        largest = self._rows.largest(rhs)
+        shift = int(np.frexp(largest)[1]) if np.isfinite(largest) else 0
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the true residual says it
-            return self._solve(self._start(rhs, space, rtol, guess), space, rtol, max_iterations, monitor)
+            scaled = None if guess is None else np.ldexp(guess.astype(np.float64), -shift)
+            state = self._start(np.ldexp(rhs, -shift), space, scaled)
+            seen = monitor if monitor is None or shift == 0 else _rescaled(monitor, shift)
+            x, record, after = self._solve(state, space, rtol, max_iterations, seen)
+            return np.ldexp(x, shift, out=x), record, after
 
     def _solve(
         self,
@@ -161,7 +173,10 @@ class GcroDr:
         target = rtol * state.norm
         if state.size > target and len(state.vectors):
             self._image(state)
-        while state.size > target:
+        while not state.size <= target:
+            if not np.isfinite(state.size):
+                outcome = Outcome.DIVERGED
+                break
             if state.iterations >= max_iterations:
                 outcome = Outcome.MAX_ITERATIONS
                 break
@@ -171,7 +186,7 @@ class GcroDr:
                 break
         return state.x, self._record(state, outcome), self._space_of(state, space)
 
-    def _start(self, rhs: np.ndarray, space: RecycleSpace | None, rtol: float, guess: np.ndarray | None) -> _State:
+    def _check(self, rhs: np.ndarray, rtol: float, guess: np.ndarray | None) -> None:
         if self._matrix is None:
             raise RuntimeError("call init(matrix, preconditioner) before solve")
         if not 0 < rtol < 1:
@@ -179,6 +194,8 @@ class GcroDr:
         for name, array in (("right-hand side", rhs), ("guess", guess)):
             if array is not None and array.shape != (self._unknowns,):
                 raise ValueError(f"the {name} has shape {array.shape}, the matrix {self._unknowns} unknowns here")
+
+    def _start(self, rhs: np.ndarray, space: RecycleSpace | None, guess: np.ndarray | None) -> _State:
         vectors, systems = np.zeros((0, self._unknowns), np.float32), 0
         if space is not None:
             space.require_unknowns(self._unknowns)
@@ -186,7 +203,7 @@ class GcroDr:
             if len(vectors) > self.recycle:
                 vectors = vectors[: self.recycle]
         exact = self.variant == "exact" or vectors.dtype == np.float64
-        x = np.zeros(self._unknowns) if guess is None else guess.astype(np.float64)
+        x = np.zeros(self._unknowns) if guess is None else guess
         norm = self._rows.norm(rhs)
         state = _State(rhs, norm, x, rhs.copy(), norm, exact, vectors, systems + 1)
         if guess is not None:
@@ -259,7 +276,7 @@ class GcroDr:
                 image[:] = self._arrays[2]
             return
         if self._panel is None:
-            self._panel = _Panel(self._matrix)
+            self._panel = Panel(self._matrix)
         self._panel.multiply(vectors, images)
 
     def _update_residual(self, state: _State) -> None:
@@ -290,29 +307,7 @@ class GcroDr:
             self._imaged = (self._matrix.stateGet(), state.vectors)
 
     def _factor_gram(self, state: _State, images: np.ndarray) -> None:
-        """(C Cᵀ)⁻¹, after leaving out combinations of U whose images depend on the others."""
-        used = images[: len(state.vectors)]
-        gram = self._rows.gram(used, used)
-        if not np.isfinite(gram).all() or not (np.diag(gram) > 0).all():
-            self._drop(state)
-            return
-        scale = 1.0 / np.sqrt(np.diag(gram))
-        scaled = gram * scale[:, None] * scale
-        factor, failed = dpotrf(scaled, lower=1)
-        # The smallest pivot bounds the smallest eigenvalue from above: a cheap test for what is rarely the case.
-        if failed or np.diag(factor).min() ** 2 < 10 * _DEPENDENT[images.dtype]:
-            values, axes = np.linalg.eigh(scaled)
-            keep = values > _DEPENDENT[images.dtype]
-            mix = (scale[:, None] * axes[:, keep] / np.sqrt(values[keep])).T.astype(images.dtype)
-            state.vectors = (mix @ state.vectors).astype(images.dtype, copy=False)
-            images[: len(mix)] = mix @ used
-            scaled, scale = self._rows.gram(images[: len(mix)], images[: len(mix)]), np.ones(len(mix))
-            factor = np.linalg.cholesky(scaled)
-        inverse, _ = dpotrs(factor, np.eye(len(scale)), lower=1)
-        state.inverse_gram = inverse * scale[:, None] * scale
-
-    def _drop(self, state: _State) -> None:
-        state.vectors, state.inverse_gram = state.vectors[:0], None
+        state.vectors, state.inverse_gram = independent_directions(state.vectors, images, self._rows)
 
     def _project(self, state: _State, bases: Bases) -> None:
         """Add U (C Cᵀ)⁻¹ C r to x, which makes the residual orthogonal to C."""
@@ -403,7 +398,7 @@ class GcroDr:
             for vec in self._vecs:
                 vec.destroy()
             self._free_panel()
-            self._unknowns = -1
+            self._unknowns, self._layout = -1, None
 
     def _free_panel(self) -> None:
         if self._panel is not None:
@@ -411,38 +406,8 @@ class GcroDr:
             self._panel = None
 
 
-class _Panel:
-    """Eight vectors at a time as dense matrices, float64 as PETSc wants them."""
-
-    WIDTH = 8
-
-    def __init__(self, matrix: Any) -> None:
-        PETSc = petsc()
-        n = matrix.getSize()[0]
-        self._matrix = matrix
-        self._x, self._y = (np.zeros((self.WIDTH, n)) for _ in range(2))
-        # A C-ordered (width, n) array is PETSc's column-major n × width.
-        self._x_mat, self._y_mat = (
-            PETSc.Mat().createDense((n, self.WIDTH), array=array.reshape(-1), comm=PETSc.COMM_SELF)
-            for array in (self._x, self._y)
-        )
-
-    def multiply(self, vectors: np.ndarray, images: np.ndarray) -> None:
-        """Write A u for every row u."""
-        for start in range(0, len(vectors), self.WIDTH):
-            part = vectors[start : start + self.WIDTH]
-            self._x[: len(part)] = part
-            self._matrix.matMult(self._x_mat, result=self._y_mat)
-            images[start : start + len(part)] = self._y[: len(part)]
-
-    def destroy(self) -> None:
-        """Free PETSc's side."""
-        self._x_mat.destroy()
-        self._y_mat.destroy()
-
-
-_DEPENDENT = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
-"""Eigenvalue of the scaled Gram matrix below which an image counts as dependent on the others."""
+def _rescaled(monitor: Monitor, shift: int) -> Monitor:
+    return lambda iteration, estimate: monitor(iteration, float(np.ldexp(estimate, shift)))
 
 
 def _counted(monitor: Monitor, first: int) -> Callable[[float], bool]:

@@ -21,6 +21,11 @@ class Rows:
         """Does it hold on every process?"""
         return condition if self._comm is None else bool(self._comm.allreduce(int(condition)) == self._comm.size)
 
+    def largest(self, vector: np.ndarray) -> float:
+        """Max |v| over all processes; NaN if any entry is."""
+        own = float(np.abs(vector).max(initial=0.0))
+        return own if self._comm is None else float(np.max(self._comm.allgather(own)))
+
     def norm(self, vector: np.ndarray) -> float:
         """‖v‖₂ of a float64 vector."""
         return float(np.sqrt(self.sum(np.dot(vector, vector))))

@@ -193,6 +193,27 @@ def test_a_zero_right_hand_side_and_a_good_guess_need_nothing():
     assert np.array_equal(x, exact)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_units_of_the_right_hand_side_do_not_matter(variant):
+    sequence = waves(1)
+    sequence.select(0)
+    solver = GcroDr(restart=40, recycle=15, variant=variant)
+    solver.init(sequence.system.matrix, sequence.pc)
+    _, _, space = solver.solve(sequence.rhs)
+    solver.init(sequence.system.matrix, sequence.pc)
+    seen = []
+    x, record, _ = solver.solve(sequence.rhs, space, monitor=lambda _, norm: seen.append(norm))
+    for power in (-1000, -540, -150, 0, 130, 520):
+        found = []
+        solver.init(sequence.system.matrix, sequence.pc)  # else the images are kept, which saves products
+        scaled, again, _ = solver.solve(
+            np.ldexp(sequence.rhs, power), space, monitor=lambda _, norm, found=found: found.append(norm)
+        )
+        assert again == record
+        assert np.array_equal(np.ldexp(scaled, -power), x)
+        assert np.allclose(np.ldexp(found, -power), seen, rtol=1e-12)
+
+
 def test_what_cannot_be_solved_is_an_outcome():
     sequence = drifting(diffusion, 1, "spd", pc="none")
     sequence.select(0)

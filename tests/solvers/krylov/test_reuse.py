@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from forebay.solvers.krylov.reuse import LONGEST_PAUSE, RefreshRule
@@ -40,7 +42,7 @@ def test_samples_too_different_make_their_own_and_are_tried_ever_more_rarely():
     rule = RefreshRule()
     renewals = played(rule, [lambda age: 1 if age == 0 else 70] * 1000)
     kept = sorted(set(range(1000)) - set(renewals))
-    gaps = [after - before for before, after in zip(kept, kept[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(kept)]
     assert gaps == sorted(gaps)
     assert gaps[0] <= 4
     assert max(gaps) <= LONGEST_PAUSE + 2
