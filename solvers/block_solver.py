@@ -26,7 +26,7 @@ from forebay.solvers.krylov.space import RecycleSpace
 from forebay.solvers.linear import LinearSolver, Solution
 from forebay.solvers.march import BlockMarch
 from forebay.solvers.methods import Method
-from forebay.solvers.portfolio import Portfolio
+from forebay.solvers.portfolio import Context, Portfolio
 from forebay.solvers.sample import Arrays, GuardedProblem, Row, Timings
 
 
@@ -63,7 +63,8 @@ class BlockSolver:
             split: Design(design, run_seed, split, plan.samples, dimension) for split, plan in plans.items()
         }
         self._system = system_of(problem)
-        self._solver = make_solver(self._system, method, problem, seed=run_seed)
+        self._context = Context(problem.schema)
+        self._solver = make_solver(self._system, method, problem, seed=run_seed, features=self._context.features)
         self._sort = sort
         self._guess = _guess_of(problem, guesses, len(self._system.rhs)) if guesses else None
         self._learned: RecycleSpace | None = None
@@ -196,10 +197,12 @@ class BlockSolver:
         return solution.x
 
     def _solve_from_guess(self, draw: Draw) -> Solution:
-        if self._guess is None:
-            return self._solver.solve()
-        solution = self._solver.solve(self._guess.propose(draw, self._system.matrix, self._system.rhs))
-        if solution.outcome is Outcome.CONVERGED:
+        guess = None if self._guess is None else self._guess.propose(draw, self._system.matrix, self._system.rhs)
+        if isinstance(self._solver, Portfolio):
+            solution = self._solver.solve(guess, self._context.of(draw))
+        else:
+            solution = self._solver.solve(guess)
+        if self._guess is not None and solution.outcome is Outcome.CONVERGED:
             self._guess.learn(draw, solution.x)
         return solution
 
@@ -208,7 +211,9 @@ def _guess_of(problem: Problem, capacity: int, unknowns: int) -> SnapshotGuess:
     return SnapshotGuess(capacity, unknowns, minimise="energy" if problem.symmetry == "spd" else "residual")
 
 
-def make_solver(system: System, method: Method | Automatic, problem: Problem, *, seed: int) -> LinearSolver | Portfolio:
+def make_solver(
+    system: System, method: Method | Automatic, problem: Problem, *, seed: int, features: int = 0
+) -> LinearSolver | Portfolio:
     """One method, or the portfolio that chooses; transient problems of one matrix need no choice, a factor serves all.
 
     Raises:
@@ -220,4 +225,4 @@ def make_solver(system: System, method: Method | Automatic, problem: Problem, *,
     if problem.schema.times and isinstance(problem, TransientProblem) and problem.fixed_matrix:
         direct = Method(rtol=method.rtol, max_iterations=method.max_iterations)
         return LinearSolver(system, direct, symmetry=facts.symmetry, grid=facts.grid)
-    return Portfolio(system, method.resolve(facts), facts, seed=seed)
+    return Portfolio(system, method.resolve(facts), facts, seed=seed, features=features)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from forebay.pipeline.records import Outcome
+from forebay.pipeline.records import Outcome, Parameter, Schema
+from forebay.pipeline.stages import Draw
 from forebay.solvers.arms import MatrixFacts
 from forebay.solvers.assemble import System
 from forebay.solvers.krylov.bandit import ArmSelector
@@ -16,10 +18,36 @@ from forebay.solvers.linear import LinearSolver, Solution
 from forebay.solvers.methods import Method
 
 WORTH_A_DECISION_S = 5e-3
-"""A decision costs some 60 µs, so it holds for as many samples as this has room for."""
+"""A decision costs 60 to 120 µs, so it holds for as many like samples as this has room for."""
+CELLS = 6
+"""Along each feature; samples of one cell are alike."""
 LONGEST_HOLD = 50
 INPUT_FAULTS = (Outcome.NONFINITE_INPUT,)
 """Outcomes that no arm is to blame for, and that no other arm would mend."""
+
+
+class Context:
+    """What a sample's cost may depend on: its first two bounded scalar parameters, scaled to [-1, 1].
+
+    Those of a normal distribution are left out: they are coefficients of a random field, many and alike.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._parameters = [
+            (k, parameter) for k, parameter in enumerate(schema.parameters) if parameter.distribution != "normal"
+        ][:2]
+        self.features = len(self._parameters)
+
+    def of(self, draw: Draw) -> list[float]:
+        """The features of one sample."""
+        return [_scaled(parameter, float(draw["parameters"][k])) for k, parameter in self._parameters]
+
+
+def _scaled(parameter: Parameter, value: float) -> float:
+    low, high = parameter.low, parameter.high
+    if parameter.distribution == "log_uniform":
+        low, high, value = math.log(low), math.log(high), math.log(max(value, low))
+    return min(max(2.0 * (value - low) / (high - low) - 1.0, -1.0), 1.0)
 
 
 class Portfolio:
@@ -27,11 +55,14 @@ class Portfolio:
 
     What an arm costs is the time until the sample was certified: an arm that fails pays for its own attempt, and the
     arm that saved the sample for its own.  Solver objects are made when their arm is first tried, and that time counts,
-    as does the set-up of every sample.  Seconds are processor time of this thread, so that a neighbour on the same core
-    does not decide.
+    as does the set-up of every sample.  `features` numbers in [-1, 1] may describe each sample; costs are then regressed
+    on them, and an arm that fails on some samples is given up among their like only.  Seconds are processor time of this
+    thread, so that a neighbour on the same core does not decide.
     """
 
-    def __init__(self, system: System, methods: Sequence[Method], facts: MatrixFacts, *, seed: int) -> None:
+    def __init__(
+        self, system: System, methods: Sequence[Method], facts: MatrixFacts, *, seed: int, features: int = 0
+    ) -> None:
         self._system = system
         self._methods = tuple(methods)
         self._facts = facts
@@ -40,11 +71,10 @@ class Portfolio:
             method.resolve(facts.symmetry, facts.unknowns, structured=facts.grid is not None).label
             for method in self._methods
         ]
-        self._selector = ArmSelector(len(self._methods), seed=seed)
+        self._selector = ArmSelector(len(self._methods), seed=seed, features=features)
         self._solved = [0] * len(self._methods)
-        self._arm = 0
-        self._held = 0
-        """Samples for which the last decision still holds."""
+        self._held: dict[tuple[int, ...], tuple[int, int]] = {}
+        """By cell of the context: the arm last decided for, and the samples for which that still holds."""
 
     @property
     def label(self) -> str:
@@ -56,29 +86,28 @@ class Portfolio:
         """Of all arms."""
         return sum(solver.seconds_certifying for solver in self._solvers.values())
 
-    def solve(self, guess: np.ndarray | None = None) -> Solution:
-        """Solve for the system's present matrix and right-hand side."""
-        arm, tried = self._arm, set[int]()
-        if self._held:
-            self._held -= 1
+    def solve(self, guess: np.ndarray | None = None, context: Sequence[float] = ()) -> Solution:
+        """Solve for the system's present matrix and right-hand side; `context` as the number of features says."""
+        cell = tuple(int((feature + 1.0) * 0.5 * CELLS) for feature in context)
+        arm, left = self._held.get(cell, (0, 0))
+        if left:
+            self._held[cell] = arm, left - 1
             started = time.thread_time()
             solution = self._count(arm, self._solvers[arm].solve(guess))
             if solution.outcome is Outcome.CONVERGED or solution.outcome in INPUT_FAULTS:
                 return solution
-            self._held = 0
-            tried.add(arm)
-            self._selector.choose()
+            self._held.clear()
+            self._selector.choose(context)
             self._selector.observe(arm, time.thread_time() - started, converged=False)
-            arm = next(other for other in self._selector.ranking() if other not in tried)
-        else:
-            arm = self._arm = self._selector.choose()
-        return self._solve_by(arm, tried, guess)
+            others = [other for other in self._selector.ranking() if other != arm]
+            return self._solve_by(others[0], {arm}, guess, cell) if others else solution
+        return self._solve_by(self._selector.choose(context), set(), guess, cell)
 
-    def _solve_by(self, arm: int, tried: set[int], guess: np.ndarray | None) -> Solution:
+    def _solve_by(self, arm: int, tried: set[int], guess: np.ndarray | None, cell: tuple[int, ...]) -> Solution:
         """With that arm, and with those left over after it until one has converged."""
         while True:
             tried.add(arm)
-            solution = self._try(arm, guess)
+            solution = self._try(arm, guess, cell)
             if solution.outcome is Outcome.CONVERGED or solution.outcome in INPUT_FAULTS:
                 return solution
             left = [other for other in self._selector.ranking() if other not in tried]
@@ -86,20 +115,20 @@ class Portfolio:
                 return solution
             arm = left[0]
 
-    def _try(self, arm: int, guess: np.ndarray | None) -> Solution:
+    def _try(self, arm: int, guess: np.ndarray | None, cell: tuple[int, ...]) -> Solution:
         started = time.thread_time()
         if arm not in self._solvers:
             self._solvers[arm] = LinearSolver(
                 self._system, self._methods[arm], symmetry=self._facts.symmetry, grid=self._facts.grid
             )
-        by_policy = self._selector.reason == "policy"
+        chosen = self._selector.reason == "policy" and arm == self._selector.chosen
         solution = self._count(arm, self._solvers[arm].solve(guess, cap_s=self._selector.cap(arm)))
         seconds = time.thread_time() - started
         if solution.outcome not in INPUT_FAULTS:
             converged = solution.outcome is Outcome.CONVERGED
             self._selector.observe(arm, seconds, converged=converged)
-            if converged and by_policy and arm == self._arm:
-                self._held = min(LONGEST_HOLD, int(WORTH_A_DECISION_S / seconds))
+            if converged and chosen:
+                self._held[cell] = arm, min(LONGEST_HOLD, int(WORTH_A_DECISION_S / seconds))
         return solution
 
     def _count(self, arm: int, solution: Solution) -> Solution:

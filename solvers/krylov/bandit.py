@@ -90,8 +90,8 @@ class _Sample:
         """Was the first attempt stopped at its cap?"""
         if self.cap is None or not self.attempts:
             return False
-        _, seconds, converged = self.attempts[0]
-        return not converged and seconds >= CUT_OFF * self.cap
+        arm, seconds, converged = self.attempts[0]
+        return arm == self.arm and not converged and seconds >= CUT_OFF * self.cap
 
 
 class ArmSelector:
@@ -162,6 +162,11 @@ class ArmSelector:
         """Seconds that an attempt by this arm may take; None for the best known arm, rescues and second goes."""
         sample = self._sample
         return sample.cap if sample is not None and arm == sample.arm and not sample.attempts else None
+
+    @property
+    def chosen(self) -> int | None:
+        """What the last `choose` answered."""
+        return None if self._sample is None else self._sample.arm
 
     @property
     def reason(self) -> Reason | None:
@@ -275,7 +280,7 @@ class ArmSelector:
     def _learn(self, sample: _Sample, position: int, cost: float) -> None:
         """From one attempt; the first was made by the arm that had been chosen."""
         arm, _, converged = sample.attempts[position]
-        chosen, record = position == 0, self._records[arm]
+        chosen, record = position == 0 and arm == sample.arm, self._records[arm]
         record.tries += 1
         record.last_try = self.samples
         if converged:
