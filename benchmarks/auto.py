@@ -27,7 +27,7 @@ from forebay.solvers.arms import Automatic, MatrixFacts, facts_of
 from forebay.solvers.assemble import System, system_of
 from forebay.solvers.linear import LinearSolver
 from forebay.solvers.methods import Method
-from forebay.solvers.portfolio import Portfolio
+from forebay.solvers.portfolio import Context, Portfolio
 from forebay.solvers.problems.convection_diffusion import ConvectionDiffusion
 from forebay.solvers.problems.darcy import Darcy
 from forebay.solvers.problems.darcy3d import Darcy3D
@@ -102,9 +102,9 @@ def cases(quick: bool) -> tuple[Case, ...]:
         Case("convection_diffusion 64", ConvectionDiffusion(size=64)),
         Case("convection_diffusion 128", ConvectionDiffusion(size=128)),
         Case("darcy_fem", DarcyFem()),
-        Case("darcy3d 32", Darcy3D(size=32), 100),
-        Case("helmholtz3d 32", Helmholtz3D(size=32), 100),
-        Case("elasticity", Elasticity(), 100),
+        Case("darcy3d 32", Darcy3D(size=32)),
+        Case("helmholtz3d 32", Helmholtz3D(size=32)),
+        Case("elasticity", Elasticity()),
     )
 
 
@@ -157,10 +157,13 @@ def measure(case: Case, patience_s: float = PATIENCE_S, chunk: int = CHUNK, stri
     portfolios: list[Portfolio] = []
 
     def portfolio() -> Portfolio:
-        portfolios.append(Portfolio(system, arms, facts, seed=SEED))
+        portfolios.append(Portfolio(system, arms, facts, seed=SEED, features=context.features))
         return portfolios[-1]
 
-    auto = Contender("auto", portfolio, may_stop=False)
+    context = Context(case.problem.schema)
+    auto = Contender(
+        "auto", portfolio, may_stop=False, by_draw=lambda _, draw: portfolios[-1].solve(None, context.of(draw))
+    )
     methods = list(arms)
     methods += [method for method in (*RIVALS[facts.symmetry], *EVERYWHERE) if method not in arms]
     fixed = [_fixed(system, method, facts) for method in methods]

@@ -36,6 +36,8 @@ class Contender:
     stride: int = 1
     """Solves every so manyeth system only."""
     may_stop: bool = True
+    by_draw: Callable[[Solver, Draw], Solution] | None = None
+    """For a solver that wants to see the draw."""
     seconds: list[float] = field(default_factory=list)
     """Processor time of this thread, one value a solve."""
     uncertified: int = 0
@@ -43,12 +45,12 @@ class Contender:
     stopped: bool = False
     _solver: Solver | None = None
 
-    def solve(self) -> None:
-        """The system's present matrix and right-hand side."""
+    def solve(self, draw: Draw | None = None) -> None:
+        """The system's present matrix and right-hand side, which were assembled from that draw."""
         started = time.thread_time()
         if self._solver is None:
             self._solver = self.make()
-        outcome = self._solver.solve().outcome
+        outcome = (self.by_draw(self._solver, draw) if self.by_draw and draw else self._solver.solve()).outcome
         self.seconds.append(time.thread_time() - started)
         self.uncertified += outcome is not Outcome.CONVERGED
 
@@ -90,7 +92,7 @@ def race(
                 if contender.stopped or position % contender.stride:
                     continue
                 system.update(draw)
-                contender.solve()
+                contender.solve(draw)
                 if math.fsum(contender.seconds) > patience_s:
                     _stop_if_slow(contender, SHORT_PROBE, contenders)
         for contender in contenders:

@@ -55,9 +55,9 @@ class Portfolio:
 
     What an arm costs is the time until the sample was certified: an arm that fails pays for its own attempt, and the
     arm that saved the sample for its own.  Solver objects are made when their arm is first tried, and that time counts,
-    as does the set-up of every sample.  `features` numbers in [-1, 1] may describe each sample; costs are then regressed
-    on them, and an arm that fails on some samples is given up among their like only.  Seconds are processor time of this
-    thread, so that a neighbour on the same core does not decide.
+    as does the set-up of every sample.  `features` numbers in [-1, 1] may describe each sample; costs are then
+    regressed on them, and an arm that fails on some samples is given up among their like only.  Seconds are processor
+    time of this thread, so that a neighbour on the same core does not decide.
     """
 
     def __init__(
