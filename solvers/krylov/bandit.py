@@ -4,94 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from forebay.solvers.krylov.arm_record import ArmRecord, Cell
+from forebay.solvers.krylov.arm_record import ArmRecord
 from forebay.solvers.krylov.contextual import Contextual, Prediction, require_context
+from forebay.solvers.krylov.trial import Outlook, Reason, Rules, Trial
 from forebay.solvers.krylov.tsallis_inf import TsallisInf, require_arms, require_loss, require_same_arms
 
 Policy = Literal["optimistic", "tsallis", "squarecb"]
-Reason = Literal["first try", "second try", "another try", "policy"]
 
 CELLS = 4
 """Intervals of each feature; samples in the same ones are like."""
 SURPRISE = 1.5
 """Ratio of new cost to old estimate, or its inverse, beyond which a slow arm's history is dropped."""
-CUT_OFF = 0.9
-"""An attempt without result that took so much of its cap was stopped by it; solvers look at the clock now and then."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Bounds on what learning may cost."""
-
-    behind: float = 2.0
-    """An arm beyond so many times the best cost is parked; tries of arms that are not the best are stopped there."""
-    budget: float = 0.03
-    """Share of all seconds that tries of slow arms may cost, the start included."""
-    start: float = 20.0
-    """What second tries may cost on top of the budget, in samples of the best arm."""
-    patience: int = 200
-    """Samples after which an arm that was not chosen is due again; doubles each time."""
-    optimism: float = 0.75
-    """Of the policy "optimistic": standard deviations, times √(log samples), by which costs may be better than seen."""
-
-    def __post_init__(self) -> None:
-        good = (self.behind > 1, 0 <= self.budget < 1, self.start >= 0, self.patience >= 1, self.optimism >= 0)
-        if not all(good):
-            raise ValueError(
-                f"{self} cannot work: behind must exceed 1, budget lie in [0, 1), start and optimism be at least 0 and "
-                f"patience at least 1; leave them out for the defaults"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class _Outlook:
-    """What the arms are expected to cost on one sample."""
-
-    context: tuple[float, ...]
-    cell: Cell
-    usable: tuple[int, ...]
-    """Arms that did not fail twice on like samples; all, if there are none."""
-    expected: tuple[float, ...]
-    sigma: tuple[float, ...]
-    """Standard deviation of log expected."""
-    leader: int
-    """Usable arm of least expected cost."""
-
-    @property
-    def best(self) -> float:
-        return self.expected[self.leader]
-
-
-@dataclass(slots=True)
-class _Sample:
-    """The sample in hand."""
-
-    context: tuple[float, ...]
-    cell: Cell
-    arm: int
-    reason: Reason
-    best: float | None
-    """Cost expected of the best known arm."""
-    cap: float | None
-    expected: float | None
-    """Cost expected of the chosen arm; None before its first try."""
-    attempts: list[tuple[int, float, bool]] = field(default_factory=list)
-    """(arm, seconds, converged)."""
-
-    @property
-    def solved(self) -> bool:
-        return bool(self.attempts) and self.attempts[-1][2]
-
-    @property
-    def stopped(self) -> bool:
-        """Was the first attempt stopped at its cap?"""
-        if self.cap is None or not self.attempts:
-            return False
-        arm, seconds, converged = self.attempts[0]
-        return arm == self.arm and not converged and seconds >= CUT_OFF * self.cap
 
 
 class ArmSelector:
@@ -101,18 +26,31 @@ class ArmSelector:
     `observe(arm, seconds, converged=...)`; while it has not converged, the same with the first arm of `ranking()`,
     unless none is left.
 
-    1. Each arm is tried once, in order, so put the safest first: it alone has no cap.  Each is tried again, when all
-       were; the second cost replaces the first, which paid for setting up.  Arms that were beyond the cap at first wait
-       until the budget allows another try.
-    2. Then the policy chooses among all arms that are not parked.  An arm not chosen for `patience` samples, parked or
-       not, is tried again if the budget allows, each time after twice as many samples; when its cost has changed its
-       history is dropped, so that drift is noticed.
+    1. Each arm is tried once, in order, so put the safest first: it alone has no cap, the others are stopped when they
+       have taken as long as the best so far.  Then each has a second try, stopped at `Rules.behind` times the best; its
+       cost replaces the first, which paid for setting up.  Second tries wait for the budget when they add up.
+    2. Then the policy chooses among all arms that are not parked.  An arm not chosen for `Rules.patience` samples,
+       parked or not, is tried again if the budget allows, each time after twice as many samples; when its cost has
+       changed its history is dropped, so that drift is noticed.
     3. A failure costs the time spent and the time of the arms that then solved the sample.  An arm that failed on two
        like samples (same cell of the context; without features, any) is not tried there again.  When several arms were
        tried and none solved a sample, the sample is to blame, and nothing is learned.
 
     Policies: "optimistic" takes the arm with the smallest lower confidence bound of its cost, with features by
-    regression (see `Contextual.predict`); "tsallis" see `TsallisInf`; "squarecb" see `Contextual`.
+    regression (see `Contextual.predict`); "tsallis" see `TsallisInf`; "squarecb" see `Contextual`.  Measured by
+    simulation: total cost above the best fixed arm in hindsight over 500 samples, learning included, as median / 95th
+    percentile / worst of 150 tables of 4 to 8 arms, 1.05 to 100 times the best, the first within 5 (60 for the ladder):
+
+    | costs                                     | optimistic         | squarecb           | tsallis             |
+    |-------------------------------------------|--------------------|--------------------|---------------------|
+    | 10 % noise                                | 3.3 / 5.9 / 11.7 % | 4.3 / 6.9 / 12.8 % | 5.3 / 12.5 / 20.3 % |
+    | first solve of an arm 1 to 3 times as dear | 4.0 / 9.0 / 13.6 % | 4.9 / 9.2 / 13.9 % | 6.5 / 13.6 / 24.4 % |
+    | 30 % noise                                | 3.7 / 6.5 / 19.8 % | 4.6 / 8.1 / 11.9 % | 7.3 / 15.8 / 23.5 % |
+    | ladder of six arms in steps of 5 %        | 1.4 / 2.1 / 2.9 %  | 4.5 / 5.2 / 5.8 %  | 9.0 / 11.0 / 13.4 % |
+
+    After its start "optimistic" is nearly greedy, which is best where costs are random but stationary, and it leaves an
+    arm that slows down within some samples.  Against costs that an adversary sets only "tsallis" has a guarantee.
+    A safe arm r times as dear as the best costs about r samples once, on top.
     """
 
     def __init__(
@@ -139,7 +77,7 @@ class ArmSelector:
         self._records = [ArmRecord(patience=self.rules.patience) for _ in range(arms)]
         self._regression = Contextual(arms, features, seed=seed) if features or policy == "squarecb" else None
         self._tsallis = TsallisInf(arms, seed=seed) if policy == "tsallis" else None
-        self._sample: _Sample | None = None
+        self._sample: Trial | None = None
 
     def choose(self, context: Sequence[float] = ()) -> int:
         """The arm to solve the next sample with; its context has `features` entries scaled to [-1, 1].
@@ -155,7 +93,7 @@ class ArmSelector:
         best, expected = _known(outlook.best), _known(outlook.expected[arm])
         multiple = 1.0 if reason == "first try" else self.rules.behind
         cap = None if best is None or arm == outlook.leader else multiple * best
-        self._sample = _Sample(outlook.context, outlook.cell, arm, reason, best, cap, expected)
+        self._sample = Trial(outlook.context, outlook.cell, arm, reason, best, cap, expected)
         return arm
 
     def cap(self, arm: int) -> float | None:
@@ -204,7 +142,7 @@ class ArmSelector:
 
     # Deciding
 
-    def _outlook(self, context: tuple[float, ...]) -> _Outlook:
+    def _outlook(self, context: tuple[float, ...]) -> Outlook:
         cell = tuple(min(CELLS - 1, max(0, int((feature + 1.0) * 0.5 * CELLS))) for feature in context)
         usable = tuple(arm for arm in range(self.arms) if self._records[arm].faults.get(cell, 0) < 2)
         known: list[ArmRecord | Prediction] = list(self._records)
@@ -220,9 +158,9 @@ class ArmSelector:
         sigma = tuple(
             [one.sigma * max(1.0, scatter / one.scatter) if one.scatter < math.inf else math.inf for one in known]
         )
-        return _Outlook(context, cell, usable, expected, sigma, leader)
+        return Outlook(context, cell, usable, expected, sigma, leader)
 
-    def _decide(self, outlook: _Outlook) -> tuple[int, Reason]:
+    def _decide(self, outlook: Outlook) -> tuple[int, Reason]:
         records, best = self._records, outlook.best
         new = [arm for arm in outlook.usable if records[arm].tries < 2]
         for arm in sorted(new, key=lambda arm: (records[arm].tries, outlook.expected[arm])):
@@ -237,7 +175,7 @@ class ArmSelector:
                 return arm, "another try"
         return self._by_policy(outlook), "policy"
 
-    def _by_policy(self, outlook: _Outlook) -> int:
+    def _by_policy(self, outlook: Outlook) -> int:
         active = [arm for arm in outlook.usable if arm == outlook.leader or not self._parked(arm, outlook)]
         if self._tsallis is not None:
             return self._tsallis.choose(active)
@@ -246,10 +184,10 @@ class ArmSelector:
         width = self.rules.optimism * math.sqrt(math.log(self.samples + 1))
         return min(active, key=lambda arm: outlook.expected[arm] * math.exp(-width * outlook.sigma[arm]))
 
-    def _parked(self, arm: int, outlook: _Outlook) -> bool:
+    def _parked(self, arm: int, outlook: Outlook) -> bool:
         return outlook.expected[arm] * math.exp(-outlook.sigma[arm]) > self.rules.behind * outlook.best
 
-    def _affordable(self, arm: int, outlook: _Outlook, credit: float = 0.0) -> bool:
+    def _affordable(self, arm: int, outlook: Outlook, credit: float = 0.0) -> bool:
         extra = min(outlook.expected[arm] - outlook.best, self.rules.behind * outlook.best)
         return self.experiments_s + extra <= self.rules.budget * self.seconds + credit * outlook.best
 
@@ -267,7 +205,7 @@ class ArmSelector:
         for arm, _, _ in sample.attempts:
             self._records[arm].last_try = self.samples
 
-    def _close(self, sample: _Sample) -> None:
+    def _close(self, sample: Trial) -> None:
         """Learn from a finished sample; an attempt costs the time from its start to the certified end."""
         cost = 0.0 if sample.solved else sample.best or 0.0
         for position in reversed(range(len(sample.attempts))):
@@ -277,7 +215,7 @@ class ArmSelector:
         if sample.reason != "policy" and sample.best is not None:
             self.experiments_s += max(0.0, cost - sample.best)
 
-    def _learn(self, sample: _Sample, position: int, cost: float) -> None:
+    def _learn(self, sample: Trial, position: int, cost: float) -> None:
         """From one attempt; the first was made by the arm that had been chosen."""
         arm, _, converged = sample.attempts[position]
         chosen, record = position == 0 and arm == sample.arm, self._records[arm]
@@ -346,7 +284,7 @@ class ArmSelector:
             "records": [record.state() for record in self._records],
             "regression": None if self._regression is None else self._regression.state(),
             "tsallis": None if self._tsallis is None else self._tsallis.state(),
-            "sample": None if self._sample is None else asdict(self._sample),
+            "sample": None if self._sample is None else self._sample.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -363,19 +301,7 @@ class ArmSelector:
                 mine.restore(state[name])
         self.samples, self.seconds, self.experiments_s = state["samples"], state["seconds"], state["experiments_s"]
         self._records = [ArmRecord.restored(record) for record in state["records"]]
-        saved = state["sample"]
-        self._sample = (
-            None
-            if saved is None
-            else _Sample(
-                **{
-                    **saved,
-                    "context": tuple(saved["context"]),
-                    "cell": tuple(saved["cell"]),
-                    "attempts": [tuple(attempt) for attempt in saved["attempts"]],
-                }
-            )
-        )
+        self._sample = None if state["sample"] is None else Trial.restored(state["sample"])
 
 
 def _known(cost: float) -> float | None:
@@ -383,6 +309,6 @@ def _known(cost: float) -> float | None:
     return cost if 0.0 < cost < math.inf else None
 
 
-def _changed(sample: _Sample, cost: float) -> bool:
+def _changed(sample: Trial, cost: float) -> bool:
     """Is the chosen arm's cost too far from the expected one to be chance?"""
     return sample.expected is not None and not 1.0 / SURPRISE < cost / sample.expected < SURPRISE

@@ -22,12 +22,12 @@ class TsallisInf:
 
     Source: Zimmert & Seldin, arXiv 1807.07623, algorithm 1 and section 4.1; used for solver parameters by Khodak et
     al., arXiv 2310.02246.  Differs from them: seconds have no known bound, so losses are divided by their running mean,
-    all earlier ones by the same number (as the scripts of Khodak et al. do), and cut at `OUTLIER` means, since they are
-    heavy-tailed; the guarantees hold for losses below one mean only.  (Cutting at three medians of the best arm, to stay
-    in [0, 1], took 1.59 instead of 1.06 times the iterations of the best fixed ω for SOR in
-    `examples/learning_to_relax.py`: where costs come in easy and hard phases, the hard ones were all cut.)  Arms that
-    are left out of a draw are charged the loss of the arm that was drawn, as sleeping experts are.  Newton starts from
-    a bound instead of the previous x, so that the state is the sums alone.
+    all earlier ones by the same number (as the scripts of Khodak et al. do), and cut at `OUTLIER` means, since they
+    are heavy-tailed; the guarantees hold for losses below one mean only.  To cut at three medians of the best arm, and
+    so stay in [0, 1], took 1.59 times the iterations of the best fixed ω for SOR in `examples/learning_to_relax.py`,
+    cutting at five means 1.09: where costs come in easy and hard phases, the hard ones were all cut.  Arms that are
+    left out of a draw are charged the loss of the arm that was drawn, as sleeping experts are.  Newton starts from a
+    bound instead of the previous x, so that the state is the sums alone.
     """
 
     def __init__(self, arms: int, *, seed: int) -> None:
