@@ -99,18 +99,20 @@ class Portfolio:
             self._held.clear()
             self._selector.choose(context)
             self._selector.observe(arm, time.thread_time() - started, converged=False)
-            others = [other for other in self._selector.ranking() if other != arm]
-            return self._solve_by(others[0], {arm}, guess, cell) if others else solution
-        return self._solve_by(self._selector.choose(context), set(), guess, cell)
+            left = self._selector.ranking()
+            return self._solve_by(left[0], guess, cell) if left else solution
+        return self._solve_by(self._selector.choose(context), guess, cell)
 
-    def _solve_by(self, arm: int, tried: set[int], guess: np.ndarray | None, cell: tuple[int, ...]) -> Solution:
-        """With that arm, and with those left over after it until one has converged."""
+    def _solve_by(self, arm: int, guess: np.ndarray | None, cell: tuple[int, ...]) -> Solution:
+        """With that arm, and with those left over after it until one has converged.
+
+        An arm that was stopped at its cap is left over too, for a second go without a cap.
+        """
         while True:
-            tried.add(arm)
             solution = self._try(arm, guess, cell)
             if solution.outcome is Outcome.CONVERGED or solution.outcome in INPUT_FAULTS:
                 return solution
-            left = [other for other in self._selector.ranking() if other not in tried]
+            left = self._selector.ranking()
             if not left:
                 return solution
             arm = left[0]

@@ -125,6 +125,13 @@ def test_what_slow_arms_cost_stays_within_the_budget():
     assert np.count_nonzero(picks[100:]) > 5, "they are still tried now and then"
 
 
+def test_parked_arms_are_tried_ever_more_rarely():
+    selector = ArmSelector(2, seed=5, rules=Rules(budget=0.5, patience=50))
+    _, picks = run(selector, np.tile([1.0, 10.0], (900, 1)))
+    gaps = np.diff(np.flatnonzero(picks == 1))
+    np.testing.assert_array_equal(gaps[1:], [50, 100, 200, 400])
+
+
 # Costs that change
 
 
