@@ -29,7 +29,7 @@ Reuse = Literal["none", "preconditioner"]
 Variant = Literal["exact", "economical", "frozen"]
 
 METHODS = ("direct", "cg", "deflated_cg", "gmres", "lgmres", "gcrodr", "bcgsl", "minres")
-RECYCLING = {"gcrodr": 60, "deflated_cg": 0}
+RECYCLING = {"gcrodr": 80, "deflated_cg": 0}
 """Methods that carry a subspace from sample to sample, and their default restart."""
 _FACTORS = ("lu", "cholesky")
 _SYMMETRIC = ("none", "jacobi", "pbjacobi", "bjacobi", "sor", "eisenstat", "ilu", "icc", "gamg", "mg", "hypre")
@@ -105,13 +105,13 @@ class Method:
     rtol: float = 1e-8
     max_iterations: int = 10_000
     restart: int | None = None
-    """Dimension of a cycle of gmres, lgmres (30) and gcrodr (60, recycled directions included)."""
+    """Dimension of a cycle of gmres, lgmres (30) and gcrodr (80, recycled directions included)."""
     omega: float | None = None
     """Relaxation of eisenstat and sor, in (0, 2); by default 1, near 1.8 is better on fine grids."""
     fill: int = 0
     """Levels of fill of ilu and icc, also inside bjacobi and asm; 0 ... 3."""
     recycle: int | None = None
-    """Directions that gcrodr (30) and deflated_cg (20) carry from sample to sample."""
+    """Directions that gcrodr (40) and deflated_cg (20) carry from sample to sample."""
     variant: Variant = "economical"
     """Of gcrodr and deflated_cg, see there."""
     reuse: Reuse = "none"

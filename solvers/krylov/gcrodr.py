@@ -89,14 +89,14 @@ class GcroDr:
     `restart` directions together.  Variants: "exact" keeps float64 bases and refreshes U after every cycle;
     "economical" keeps float32 bases and refreshes U early in the sequence and later after slow cycles only, and goes
     on as exact when it stagnates; "frozen" is economical that stops refreshing after the first `YOUNG` systems.
-    Good values: (restart, recycle) = (60, 30), for exact (40, 20).  Works on any communicator: the arrays are the
-    rows that this process owns.
+    Good values: (restart, recycle) = (80, 40), where the preconditioner is strong (60, 30), for exact (40, 20).  Works
+    on any communicator: the arrays are the rows that this process owns.
 
     Raises:
         ValueError: restart <= recycle, or a variant that does not exist.
     """
 
-    def __init__(self, *, restart: int = 60, recycle: int = 30, variant: Variant = "economical") -> None:
+    def __init__(self, *, restart: int = 80, recycle: int = 40, variant: Variant = "economical") -> None:
         if not 0 < recycle < restart - 1:
             raise ValueError(
                 f"recycle = {recycle} directions do not fit a cycle of restart = {restart}; choose from 1 to "

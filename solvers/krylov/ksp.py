@@ -1,6 +1,6 @@
 """Recycling methods as PETSc solvers: `-ksp_type python -ksp_python_type forebay.solvers.krylov.ksp.GcroDrKsp`.
 
-Options, behind the KSP's prefix: `-ksp_gcrodr_restart 60`, `-ksp_gcrodr_recycle 30`, `-ksp_gcrodr_variant economical`.
+Options, behind the KSP's prefix: `-ksp_gcrodr_restart 80`, `-ksp_gcrodr_recycle 40`, `-ksp_gcrodr_variant economical`.
 Of `DeflatedCgKsp`: `-ksp_deflated_cg_recycle 20`, `-ksp_deflated_cg_variant economical`, `-ksp_deflated_cg_search 40`,
 `-ksp_deflated_cg_flexible`.
 Tolerances, monitors, the convergence history, the initial guess and the PC are PETSc's own; the norm is that of the
@@ -26,7 +26,7 @@ class GcroDrKsp:
     Read it with `ksp.getPythonContext().space`, keep it, and set it before a later solve.
     """
 
-    def __init__(self, *, restart: int = 60, recycle: int = 30, variant: Variant = "economical") -> None:
+    def __init__(self, *, restart: int = 80, recycle: int = 40, variant: Variant = "economical") -> None:
         self.space: RecycleSpace | None = None
         self.record: GcroDrRecord | None = None
         """What the last solve took."""

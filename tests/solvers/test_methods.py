@@ -73,7 +73,7 @@ def test_a_method_is_made_concrete_by_kind_and_size_of_the_matrix(options, symme
         ({"method": "cg", "fill": 1}, "solver.fill = 1 has no use with preconditioner = 'gamg'"),
         ({"method": "gmres", "fill": 11}, "solver.fill = 11 must lie in 0 ... 10"),
         ({"method": "gmres", "recycle": 5}, "solver.recycle = 5 has no use with solver.method = 'gmres'"),
-        ({"method": "gcrodr", "recycle": 59}, "solver.recycle = 59 does not fit solver.restart = 60"),
+        ({"method": "gcrodr", "recycle": 79}, "solver.recycle = 79 does not fit solver.restart = 80"),
         ({"options": {"-pc_gamg_threshold": 1}}, "'-pc_gamg_threshold'; write PETSc option names without the dash"),
     ],
 )
