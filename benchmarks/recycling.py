@@ -9,8 +9,9 @@ are counted apart, and make the mean a lower bound, marked ">".
 
 Judged are three figures: GMRES(40) over economical GCRO-DR, the geometric mean of all cells; the same for indefinite
 2D Helmholtz with ILU; and for indefinite 3D Helmholtz, the best of multigrid-preconditioned GMRES(100), direct solvers,
-BCGSL with ILU(0) to ILU(2) and GMRES(100) with ILU(1) over the best GCRO-DR, at two sizes.  A cell where GMRES fails enters the mean with the
-lower bound that its cap gives, one where GCRO-DR fails with the upper bound, one where both fail not at all.
+BCGSL with ILU(0) to ILU(2) and GMRES(100) with ILU(1) over the best GCRO-DR, at two sizes.  A cell where GMRES fails
+enters the mean with the lower bound that its cap gives, one where GCRO-DR fails with the upper bound, one where both
+fail not at all.
 """
 
 from __future__ import annotations

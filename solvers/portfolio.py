@@ -17,8 +17,8 @@ from forebay.solvers.krylov.bandit import ArmSelector
 from forebay.solvers.linear import LinearSolver, Solution
 from forebay.solvers.methods import Method
 
-WORTH_A_DECISION_S = 5e-3
-"""A decision costs 60 to 120 µs, so it holds for as many like samples as this has room for."""
+WORTH_A_DECISION_S = {False: 5e-3, True: 2e-2}
+"""A decision costs 60 µs, with features 200, so it holds for as many like samples as this has room for."""
 CELLS = 6
 """Along each feature; samples of one cell are alike."""
 LONGEST_HOLD = 50
@@ -73,6 +73,10 @@ class Portfolio:
         ]
         self._selector = ArmSelector(len(self._methods), seed=seed, features=features)
         self._solved = [0] * len(self._methods)
+        self._worth_s = WORTH_A_DECISION_S[features > 0]
+        self._factored_state: int | None = None
+        """Of the matrix that arm `_factored_by` has factorised: nothing beats another right-hand side of that one."""
+        self._factored_by = 0
         self._held: dict[tuple[int, ...], tuple[int, int]] = {}
         """By cell of the context: the arm last decided for, and the samples for which that still holds."""
 
@@ -89,18 +93,22 @@ class Portfolio:
     def solve(self, guess: np.ndarray | None = None, context: Sequence[float] = ()) -> Solution:
         """Solve for the system's present matrix and right-hand side; `context` as the number of features says."""
         cell = tuple(int((feature + 1.0) * 0.5 * CELLS) for feature in context)
-        arm, left = self._held.get(cell, (0, 0))
+        state = self._system.matrix.stateGet()
+        factored = state == self._factored_state
+        arm, left = (self._factored_by, 1) if factored else self._held.get(cell, (0, 0))
         if left:
-            self._held[cell] = arm, left - 1
+            if not factored:
+                self._held[cell] = arm, left - 1
             started = time.thread_time()
             solution = self._count(arm, self._solvers[arm].solve(guess))
             if solution.outcome is Outcome.CONVERGED or solution.outcome in INPUT_FAULTS:
                 return solution
             self._held.clear()
+            self._factored_state = None
             self._selector.choose(context)
             self._selector.observe(arm, time.thread_time() - started, converged=False)
-            left = self._selector.ranking()
-            return self._solve_by(left[0], guess, cell) if left else solution
+            others = self._selector.ranking()
+            return self._solve_by(others[0], guess, cell) if others else solution
         return self._solve_by(self._selector.choose(context), guess, cell)
 
     def _solve_by(self, arm: int, guess: np.ndarray | None, cell: tuple[int, ...]) -> Solution:
@@ -126,11 +134,13 @@ class Portfolio:
         chosen = self._selector.reason == "policy" and arm == self._selector.chosen
         solution = self._count(arm, self._solvers[arm].solve(guess, cap_s=self._selector.cap(arm)))
         seconds = time.thread_time() - started
+        if solution.outcome is Outcome.CONVERGED and self._solvers[arm].choice.direct:
+            self._factored_state, self._factored_by = self._system.matrix.stateGet(), arm
         if solution.outcome not in INPUT_FAULTS:
             converged = solution.outcome is Outcome.CONVERGED
             self._selector.observe(arm, seconds, converged=converged)
             if converged and chosen:
-                self._held[cell] = arm, min(LONGEST_HOLD, int(WORTH_A_DECISION_S / seconds))
+                self._held[cell] = arm, min(LONGEST_HOLD, int(self._worth_s / seconds))
         return solution
 
     def _count(self, arm: int, solution: Solution) -> Solution:
