@@ -113,6 +113,11 @@ class _Places:
             return mesh.of_cells(values) if mesh is not None else None
         return None
 
+    def are_vectors(self, values: np.ndarray) -> bool:
+        """Is it one vector of two or three components at every node of a mesh?"""
+        at_nodes = any(positions.shape == values.shape[:1] for positions in self.coordinates.values())
+        return values.ndim == 2 and values.shape[1] in (2, 3) and at_nodes
+
     def line(self, size: int) -> tuple[np.ndarray, str]:
         """Positions along a line and their name."""
         for name, positions in self.coordinates.items():
@@ -157,6 +162,8 @@ def _view(arrays: Arrays, places: _Places, row: int) -> SampleView:
 
 
 def _show_input(page: _Page, places: _Places, arrays: Arrays, label: str, values: np.ndarray) -> None:
+    if places.are_vectors(values):
+        label, values = f"|{label}|", np.linalg.norm(values, axis=1)
     pixels = places.pixels(values)
     few = values.ndim <= 1 and values.size <= FEW and pixels is None
     if few or label == "parameters":
@@ -179,6 +186,13 @@ def _list_numbers(page: _Page, arrays: Arrays, label: str, values: np.ndarray) -
 
 
 def _show_output(page: _Page, places: _Places, label: str, reference: np.ndarray, prediction: np.ndarray) -> None:
+    if places.are_vectors(reference):
+        page.notes.append(f"{label} is a vector; its length is shown.")
+        label, reference, prediction = (
+            f"|{label}|",
+            np.linalg.norm(reference, axis=1),
+            np.linalg.norm(prediction, axis=1),
+        )
     pixels, shown = places.pixels(reference), places.pixels(prediction)
     difference = prediction - reference
     if pixels is not None and shown is not None:

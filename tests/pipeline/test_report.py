@@ -347,6 +347,21 @@ def test_fields_on_a_mesh_are_drawn_with_their_hole_and_parameters_are_listed(fa
     assert image[2, 2] == 0
 
 
+def test_vectors_at_nodes_are_drawn_by_their_length(fake):
+    write_predictions(fake.folder, "nodes")
+    path = fake.folder / "predictions.npz"
+    arrays = dict(np.load(path))
+    for name in ("reference/u", "prediction/u"):
+        arrays[name] = np.abs(arrays[name])[..., None] * np.array([0.6, 0.0, -0.8])
+    np.savez(path, **arrays)
+    view = sample_views(path)[0]
+    assert [panel.title for panel in view.panels] == ["reference |u|", "prediction |u|", "prediction − reference |u|"]
+    assert "u is a vector; its length is shown." in view.notes
+    lengths = {**arrays, **{name: np.linalg.norm(arrays[name], axis=-1) for name in ("reference/u", "prediction/u")}}
+    np.savez(path, **lengths)
+    assert [panel.image for panel in sample_views(path)[0].panels] == [panel.image for panel in view.panels]
+
+
 def test_triangles_may_come_as_a_coordinate_of_the_problem(fake):
     write_predictions(fake.folder, "nodes")
     path = fake.folder / "predictions.npz"
