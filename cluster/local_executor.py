@@ -137,7 +137,9 @@ class LocalExecutor:
                 block = self.solver.solve_block(split, chunk)
                 self._blocks = {command.key: block}  # one block is in flight at a time
                 parameters = block.arrays["parameters"]
-                return BlockSolved(command.key, name, block.records, parameters, block.seconds, block.choices)
+                return BlockSolved(
+                    command.key, name, block.records, parameters, block.seconds, block.choices, block.path
+                )
             case Store(key=key):
                 start = time.perf_counter()
                 self.sinks[key[0]].store(self._blocks[key])

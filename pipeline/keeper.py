@@ -107,5 +107,6 @@ class Keeper:
             records=records_to_columns(solved.records),
             parameters=solved.parameters.tolist(),
             **({"choices": list(solved.choices)} if solved.choices else {}),
+            **({"path": list(solved.path)} if any(solved.path) else {}),
         )
         self.datasets[split].commit(chunk, solved.records, solved.parameters)

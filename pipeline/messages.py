@@ -98,6 +98,8 @@ class BlockSolved:
     seconds: float
     choices: Sequence[Mapping[str, Any]] = ()
     """As in `Block`."""
+    path: tuple[float, float] = (0.0, 0.0)
+    """As in `Block`."""
 
 
 @dataclass(frozen=True, slots=True)

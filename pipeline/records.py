@@ -185,6 +185,8 @@ class Block:
     """Wall time that the solver spent on the block, drawing and hand-over included."""
     choices: Sequence[Mapping[str, Any]] = ()
     """What `method = "auto"` has learned by the end of the block: one plain dict per arm; empty for one method."""
+    path: tuple[float, float] = (0.0, 0.0)
+    """Length of the chain of samples in feature space as numbered, and as solved; zeros where they were not sorted."""
 
     @property
     def valid_rows(self) -> np.ndarray:

@@ -38,6 +38,8 @@ class StoredBlock:
     solver: str = ""
     choices: Sequence[Line] = ()
     """What `method = "auto"` of that solver had learned by then, an entry per arm."""
+    path: Sequence[float] = (0.0, 0.0)
+    """As in `records.Block`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ def _blocks(events: Iterable[Line]) -> list[StoredBlock]:
                 event["t"],
                 event.get("solver", ""),
                 event.get("choices", ()),
+                event.get("path", (0.0, 0.0)),
             )
     return list(blocks.values())
 

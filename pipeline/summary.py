@@ -63,6 +63,7 @@ def summarise_log(log: RunLog, *, writing: bool) -> Summary:
         validation_samples=_counts(log, "validation", log.option("validation", "samples")),
         dropped=tuple(_dropped(log)),
         methods=tuple(_methods(log)),
+        sorted_path=ratio(sum(block.path[1] for block in log.blocks), sum(block.path[0] for block in log.blocks)),
         arms=tuple(sorted(_arms(log), key=lambda row: (math.isnan(row.median_s), row.median_s))),
         stages=stages,
         bottleneck=bottleneck,

@@ -125,6 +125,8 @@ class Summary(_Frozen):
     methods: tuple[MethodRow, ...]
     arms: tuple[ArmRow, ...]
     """Cheapest first; empty unless the method was "auto"."""
+    sorted_path: float
+    """Distance from sample to sample as solved over that as numbered; NaN unless samples were sorted."""
     stages: tuple[Stage, ...]
     bottleneck: StageName | Literal["none", "unknown"]
     bottleneck_reason: str

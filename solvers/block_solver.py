@@ -21,7 +21,7 @@ from forebay.solvers.arms import Automatic, facts_of
 from forebay.solvers.assemble import System, system_of
 from forebay.solvers.krylov.gcrodr import YOUNG
 from forebay.solvers.krylov.guess import SnapshotGuess
-from forebay.solvers.krylov.sorting import FeatureMap, nearest_order
+from forebay.solvers.krylov.sorting import FeatureMap, nearest_order, path_gain
 from forebay.solvers.krylov.space import RecycleSpace
 from forebay.solvers.linear import LinearSolver, Solution
 from forebay.solvers.march import BlockMarch
@@ -68,6 +68,7 @@ class BlockSolver:
         self._sort = sort
         self._guess = _guess_of(problem, guesses, len(self._system.rhs)) if guesses else None
         self._learned: RecycleSpace | None = None
+        self._path = (0.0, 0.0)
         self._guarded = GuardedProblem(problem, self._system, self.timings)
         self._transient = problem if self._schema.times and isinstance(problem, TransientProblem) else None
         self._march: BlockMarch | None = None
@@ -90,7 +91,7 @@ class BlockSolver:
         ids = self._plans[split].sample_ids(chunk)
         arrays, records = self._solve(split, ids)
         choices = self._solver.table() if isinstance(self._solver, Portfolio) else ()
-        return Block(split, chunk, ids, arrays, records, time.perf_counter() - start, choices)
+        return Block(split, chunk, ids, arrays, records, time.perf_counter() - start, choices, self._path)
 
     def resolve(self, split: Split, sample_id: int) -> tuple[dict[str, np.ndarray], SolveRecord]:
         """Solve one sample again: its parameters and fields by name, shapes as in the schema, and its record."""
@@ -119,6 +120,7 @@ class BlockSolver:
 
     def _begin_block(self) -> None:
         """Set what the method remembers to where every block begins."""
+        self._path = (0.0, 0.0)
         if self._guess is not None:
             self._guess.clear()
         if not isinstance(self._solver, LinearSolver) or not self._solver.choice.remembers:
@@ -147,7 +149,10 @@ class BlockSolver:
         if len(pairs) < 3:
             return iter(pairs)
         draws = [draw for _, draw in pairs]
-        order = nearest_order(FeatureMap(self._schema, draws).matrix(draws), window=None)
+        features = FeatureMap(self._schema, draws).matrix(draws)
+        order = nearest_order(features, window=None)
+        gain = path_gain(features, order)
+        self._path = gain.given, gain.path
         return iter([pairs[k] for k in order])
 
     def _draw_each(self, split: Split, rows: list[Row], arrays: Arrays) -> Iterator[tuple[Row, Draw]]:

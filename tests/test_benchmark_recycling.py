@@ -232,6 +232,7 @@ def test_the_gain_of_a_cell_where_both_fail_does_not_enter_the_mean(benchmark):
     cells = [cell("jacobi", 4.0, 1.0), cell("ilu", 9.0, 1.0), cell("none", 99.0, 1.0, certified=False)]
     assert recycling.overall(cells) == pytest.approx(6.0)
     assert recycling.headline(cells) == pytest.approx(9.0)
+    assert recycling.headline([cell("ilu", 9.0, 1.0, certified=False)]) == 0
 
 
 @pytest.mark.parametrize("misplaced", [0, 2])

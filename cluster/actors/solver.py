@@ -22,4 +22,5 @@ class SolverActor:
     def solve(self, split: Split, chunk: int) -> tuple[tuple, Block]:
         """What the driver needs to know, and the block itself, which the driver never opens."""
         block = self._solver.solve_block(split, chunk)
-        return (tuple(block.records), block.arrays["parameters"], block.seconds, block.choices), block
+        told = (tuple(block.records), block.arrays["parameters"], block.seconds, block.choices, block.path)
+        return told, block

@@ -51,6 +51,9 @@ def test_sorting_changes_the_order_of_solving_and_not_the_samples():
     assert [r.sample_id for r in along.records] == [r.sample_id for r in plain.records]
     assert np.array_equal(along.arrays["a"], plain.arrays["a"])
     assert np.allclose(along.arrays["u"], plain.arrays["u"], rtol=1e-6)
+    assert plain.path == (0.0, 0.0)
+    given, path = along.path
+    assert 0 < path < given
 
 
 def test_a_recycled_space_is_learned_once_and_serves_the_first_block_too():
