@@ -23,22 +23,16 @@ from typing import Any
 
 from common import Report, number, parser, table
 from contenders import (
-    DETAILS,
-    FAILURES,
     PRECONDITIONERS,
-    Contender,
     Limits,
     PetscContender,
     Preconditioner,
-    Ratio,
     RecyclingContender,
-    Runs,
-    details,
     ilu,
-    race,
     require_one_thread,
 )
 from sequences import SystemSequence, of_problem
+from solver_runs import DETAILS, FAILURES, Contender, Ratio, Runs, details, race
 
 from forebay.solvers.krylov.gcrodr import Variant
 

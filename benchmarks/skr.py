@@ -30,21 +30,15 @@ from functools import cached_property
 import numpy as np
 from common import Report, arguments, number, table
 from contenders import (
-    DETAILS,
-    FAILURES,
     PRECONDITIONERS,
-    Contender,
     Limits,
     PetscContender,
     Preconditioner,
-    Ratio,
     RecyclingContender,
-    Runs,
-    details,
-    race,
     require_one_thread,
 )
 from sequences import SystemSequence
+from solver_runs import DETAILS, FAILURES, Contender, Ratio, Runs, details, race
 
 from forebay.pipeline.sampling import sample_generator
 from forebay.pipeline.stages import Draw, Symmetry

@@ -66,12 +66,14 @@ def _prepare(study: Any, study_folder: Path, folder: Path, source: Path) -> Prep
     from forebay.learners.models import check_model
     from forebay.learners.step import TrainOptions
     from forebay.learners.surrogate import IOSpec
-    from forebay.solvers.arms import check_method, facts_of, parse_method
+    from forebay.solvers.arms import check_method, check_order, facts_of, parse_method
     from forebay.solvers.problems import check_contract, load_problem
 
     problem = load_problem(study.problem.name, study.problem.options, folder=study_folder)
     check_contract(problem)
-    check_method(parse_method(study.solver.model_dump()), facts_of(problem))
+    method, facts = parse_method(study.solver.model_dump()), facts_of(problem)
+    check_method(method, facts)
+    check_order(method, facts, sort=study.solver.sort, guesses=study.solver.guesses)
     schema = problem.schema
     plan = make_plan(study, schema)
     io = IOSpec.from_schema(schema)

@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -260,7 +260,11 @@ def _explain(fault: dict[str, Any]) -> str:
 def _known_keys(location: list[str]) -> list[str]:
     model: Any = Study
     for part in location:
+        if part.isdigit():  # an entry of a list of tables
+            continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from forebay.pipeline.errors import ProblemError, StudyError
-from forebay.pipeline.stages import Problem, StructuredProblem, Symmetry
+from forebay.pipeline.stages import Problem, StructuredProblem, Symmetry, TransientProblem
 from forebay.solvers.methods import NATIVE_UNKNOWNS, Method
 
 NATIVE_3D, DIRECT_3D = 10_000, 60_000
@@ -27,6 +28,13 @@ class MatrixFacts:
     """Cells along each axis of a structured grid."""
     row_entries: float
     """Mean nonzeros a row."""
+    transient: bool = False
+    """Does a sample solve many systems with one matrix?"""
+
+    @property
+    def coarsens(self) -> bool:
+        """Is it a grid that geometric multigrid can coarsen at least twice?"""
+        return self.grid is not None and min(self.grid) >= 4
 
     @property
     def dimension(self) -> int:
@@ -51,6 +59,13 @@ class Automatic:
         Raises:
             StudyError: an arm that does not fit the matrix.
         """
+        if facts.transient:
+            if self.arms:
+                raise StudyError(
+                    "solver.method = 'auto' has nothing to choose for a problem in time, whose steps share one factor; "
+                    "leave solver.arms out, or name one method"
+                )
+            return (Method(rtol=self.rtol, max_iterations=self.max_iterations),)
         arms = self.arms or default_arms(facts, rtol=self.rtol, max_iterations=self.max_iterations)
         for arm in arms:
             check_method(arm, facts)
@@ -65,7 +80,8 @@ def facts_of(problem: Problem) -> MatrixFacts:
     """
     indptr, indices = problem.pattern()
     unknowns = len(indptr) - 1
-    return MatrixFacts(problem.symmetry, unknowns, _grid_of(problem, unknowns), len(indices) / unknowns)
+    transient = bool(problem.schema.times) and isinstance(problem, TransientProblem)
+    return MatrixFacts(problem.symmetry, unknowns, _grid_of(problem, unknowns), len(indices) / unknowns, transient)
 
 
 def _grid_of(problem: Problem, unknowns: int) -> tuple[int, ...] | None:
@@ -92,6 +108,26 @@ def check_method(method: Method | Automatic, facts: MatrixFacts) -> None:
         method.resolve(facts.symmetry, facts.unknowns, structured=facts.grid is not None)
 
 
+def check_order(method: Method | Automatic, facts: MatrixFacts, *, sort: bool, guesses: int) -> None:
+    """Refuse what would be passed over in silence.
+
+    Raises:
+        StudyError: sorting or guesses where they cannot help.
+    """
+    direct = isinstance(method, Method) and method.method == "direct"
+    for key, wanted in (("sort", sort), ("guesses", guesses)):
+        if wanted and facts.transient:
+            raise StudyError(
+                f"solver.{key} = {json.dumps(wanted)} has no use for a problem in time, whose samples march together; "
+                f"leave it out"
+            )
+    if guesses and direct:
+        raise StudyError(
+            f"solver.guesses = {guesses} has no use with solver.method = 'direct'; leave it out, or take an iterative "
+            f"method"
+        )
+
+
 def default_arms(facts: MatrixFacts, *, rtol: float, max_iterations: int) -> tuple[Method, ...]:
     """Every method that has won somewhere in the `auto` and `recycling` benchmarks, the safest first."""
     tables = [*_direct(facts), *_ITERATIVE[facts.symmetry](facts)]
@@ -113,7 +149,7 @@ def _spd(facts: MatrixFacts) -> list[dict[str, Any]]:
     # Near 2 / (1 + sin πh), the best relaxation of SOR on n = 1/h cells a side.
     omega = 1.9 if facts.dimension == 2 and facts.unknowns > 10_000 else 1.8
     tables: list[dict[str, Any]] = [
-        {"method": "cg", "preconditioner": "gamg" if facts.grid is None else "mg"},
+        {"method": "cg", "preconditioner": "mg" if facts.coarsens else "gamg"},
         {"method": "cg", "preconditioner": "eisenstat", "omega": omega},
         {"method": "cg", "preconditioner": "icc", "fill": 0 if facts.dimension == 3 else 3},
     ]
@@ -124,7 +160,7 @@ def _spd(facts: MatrixFacts) -> list[dict[str, Any]]:
 
 def _symmetric(facts: MatrixFacts) -> list[dict[str, Any]]:
     tables: list[dict[str, Any]] = [
-        {"method": "gmres", "preconditioner": "gamg" if facts.grid is None else "mg", "restart": 60},
+        {"method": "gmres", "preconditioner": "mg" if facts.coarsens else "gamg", "restart": 60},
         {"method": "gcrodr", "preconditioner": "ilu", "fill": 1, "restart": 80, "recycle": 40},
     ]
     if facts.dimension == 2 and facts.unknowns <= NATIVE_UNKNOWNS:
@@ -138,7 +174,7 @@ def _general(facts: MatrixFacts) -> list[dict[str, Any]]:
         {"method": "bcgsl", "preconditioner": "ilu"},
         {"method": "gcrodr", "preconditioner": "ilu", "fill": 1},
     ]
-    if facts.grid is not None:
+    if facts.coarsens:
         tables.append({"method": "gmres", "preconditioner": "mg", "restart": 60})
     return tables
 

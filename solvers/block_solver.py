@@ -68,6 +68,7 @@ class BlockSolver:
         self._sort = sort
         self._guess = _guess_of(problem, guesses, len(self._system.rhs)) if guesses else None
         self._learned: RecycleSpace | None = None
+        self._warm = False
         self._path = (0.0, 0.0)
         self._guarded = GuardedProblem(problem, self._system, self.timings)
         self._transient = problem if self._schema.times and isinstance(problem, TransientProblem) else None
@@ -94,9 +95,19 @@ class BlockSolver:
         return Block(split, chunk, ids, arrays, records, time.perf_counter() - start, choices, self._path)
 
     def resolve(self, split: Split, sample_id: int) -> tuple[dict[str, np.ndarray], SolveRecord]:
-        """Solve one sample again: its parameters and fields by name, shapes as in the schema, and its record."""
-        arrays, records = self._solve(split, np.array([sample_id]))
-        return {name: array[0] for name, array in arrays.items()}, records[0]
+        """Solve one sample again: its parameters and fields by name, shapes as in the schema, and its record.
+
+        Where samples of a block depend on each other, the whole block is solved again, and the same bits come out.
+        """
+        remembers = isinstance(self._solver, LinearSolver) and self._solver.choice.remembers
+        if remembers or self._guess is not None:
+            plan = self._plans[split]
+            ids = plan.sample_ids(sample_id // plan.size)
+        else:
+            ids = np.array([sample_id])
+        arrays, records = self._solve(split, ids)
+        row = int(np.flatnonzero(ids == sample_id)[0])
+        return {name: array[row] for name, array in arrays.items()}, records[row]
 
     def destroy(self) -> None:
         """Free PETSc's side; collective over the system's communicator."""
@@ -125,8 +136,9 @@ class BlockSolver:
             self._guess.clear()
         if not isinstance(self._solver, LinearSolver) or not self._solver.choice.remembers:
             return
-        if self._solver.choice.recycles and self._learned is None:
-            self._learned = self._warm_up(self._solver)
+        if self._solver.choice.recycles and not self._warm:
+            self._solver.recall(None)
+            self._learned, self._warm = self._warm_up(self._solver), True
         self._solver.recall(self._learned)
 
     def _warm_up(self, solver: LinearSolver) -> RecycleSpace | None:
@@ -136,7 +148,11 @@ class BlockSolver:
         for k, i in enumerate(ids):
             row = Row(k, int(i), sample_seed(self._run_seed, "train", int(i)))
             with row.guard(arrays):
-                self._guarded.assemble(self._draw("train", row, arrays))
+                draw = self._draw("train", row, arrays)
+                self._guarded.assemble(draw)
+                if self._transient is not None:
+                    state = self._guarded.initial(self._transient, draw)
+                    self._guarded.advance(self._transient, draw, 1, state, self._system.rhs)
                 solver.solve()
         return solver.space
 
@@ -219,7 +235,7 @@ def _guess_of(problem: Problem, capacity: int, unknowns: int) -> SnapshotGuess:
 def make_solver(
     system: System, method: Method | Automatic, problem: Problem, *, seed: int, features: int = 0
 ) -> LinearSolver | Portfolio:
-    """One method, or the portfolio that chooses; transient problems of one matrix need no choice, a factor serves all.
+    """One method, or the portfolio that chooses; one arm needs no choice.
 
     Raises:
         StudyError: a method that does not fit the matrix.
@@ -227,7 +243,7 @@ def make_solver(
     facts = facts_of(problem)
     if isinstance(method, Method):
         return LinearSolver(system, method, symmetry=facts.symmetry, grid=facts.grid)
-    if problem.schema.times and isinstance(problem, TransientProblem) and problem.fixed_matrix:
-        direct = Method(rtol=method.rtol, max_iterations=method.max_iterations)
-        return LinearSolver(system, direct, symmetry=facts.symmetry, grid=facts.grid)
-    return Portfolio(system, method.resolve(facts), facts, seed=seed, features=features)
+    arms = method.resolve(facts)
+    if len(arms) == 1:
+        return LinearSolver(system, arms[0], symmetry=facts.symmetry, grid=facts.grid)
+    return Portfolio(system, arms, facts, seed=seed, features=features)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,11 +107,14 @@ class LinearSolver:
     def recall(self, space: RecycleSpace | None = None) -> None:
         """Forget the samples solved before, but for that space."""
         self._rule.reset()
+        if self.choice.ksp == "lgmres":
+            self._ksp.destroy()
+            self._build()
         self._take_space(space)
 
     def _take_space(self, space: RecycleSpace | None) -> None:
         if self.choice.recycles:
-            self._ksp.getPythonContext().space = space
+            self._ksp.getPythonContext().recall(space)
 
     def solve(self, guess: np.ndarray | None = None, *, cap_s: float | None = None) -> Solution:
         """Solve for the system's present matrix and right-hand side, from the guess (n,) or from 0.
@@ -139,14 +143,19 @@ class LinearSolver:
         return solution
 
     def _watch(self, cap_s: float | None) -> None:
-        """Let a monitor look at the clock; PETSc's own loops notice when it lowers their limit."""
+        """Let a monitor look at the clock: PETSc's loops notice when it lowers their limit, all but that of BCGSL."""
         if cap_s is None and not self._watched:
             return
         self._ksp.monitorCancel()
+        if self.choice.ksp == "bcgsl":
+            self._ksp.setConvergenceTest(None)
         self._watched = cap_s is not None
         if cap_s is None:
             return
         deadline = time.thread_time() + cap_s
+        if self.choice.ksp == "bcgsl":
+            self._ksp.setConvergenceTest(_relative_until(deadline))
+            return
 
         def stop_when_late(ksp: Any, iteration: int, _: float) -> None:
             if time.thread_time() > deadline:
@@ -167,10 +176,12 @@ class LinearSolver:
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # the residual says it
                 solution = self._iterate(norm, guess)
-        except self._PETSc.Error as error:
+        except (self._PETSc.Error, np.linalg.LinAlgError) as error:
             solution = self._unsolved(Outcome.DIVERGED, one_line(error))
+            space = self.space
             self._abandon()
             self._build()
+            self._take_space(space)
         else:
             if solution.outcome is not Outcome.CONVERGED:
                 space = self.space
@@ -204,14 +215,16 @@ class LinearSolver:
             previous, residual = residual, self._certify(norm)
             if residual <= method.rtol:
                 return Solution(self._x, Outcome.CONVERGED, iterations, residual, self.label)
-            stalled = attempt > 0 and not residual < 0.9 * previous
+            patience = 0 if self.choice.direct or self.choice.monitors_true_norm else 3
+            stalled = attempt > patience and not residual < 0.9 * previous
             if reason < 0 or stalled or not np.isfinite(residual) or iterations >= limit:
                 break
         return Solution(self._x, self._failure(reason, residual, iterations), iterations, residual, self.label)
 
     def _set_tolerances(self, reduction: float, attempt: int, max_iterations: int) -> None:
         """Ask for the reduction that is still missing, with a margin; a larger one where PETSc watches another norm."""
-        margin = 0.9 if self.choice.monitors_true_norm and attempt == 0 else 0.25
+        # The preconditioned norm can fall without the true one, so each correction asks for more.
+        margin = 0.9 if self.choice.monitors_true_norm and attempt == 0 else 0.25 ** (attempt + 1)
         self._ksp.setTolerances(rtol=min(margin * reduction, 0.5), atol=0.0, max_it=max_iterations)
 
     def _certify(self, norm: float) -> float:
@@ -297,7 +310,10 @@ class LinearSolver:
     def _abandon(self) -> None:
         """Leave a KSP that raised to the end of the process: destroying Eisenstat in that state crashes PETSc 3.25."""
         log.warning("PETSc raised during a solve with %s; its solver object is replaced", self.label)
-        self._ksp.incRef()
+        if self.choice.pc == "eisenstat":
+            self._ksp.incRef()
+        else:
+            self._ksp.destroy()
 
     def destroy(self) -> None:
         """Free PETSc's side, the system's not; collective over the matrix's communicator."""
@@ -307,3 +323,21 @@ class LinearSolver:
         options = self._PETSc.Options(self._prefix)
         for name in list(options.getAll()):
             options.delValue(name)
+
+
+def _relative_until(deadline: float) -> Callable[[Any, int, float], int]:
+    """PETSc's test of the relative residual, which gives up when the thread's processor time is past the deadline."""
+    first = 0.0
+
+    def test(ksp: Any, iteration: int, norm: float) -> int:
+        nonlocal first
+        reasons = petsc().KSP.ConvergedReason
+        if iteration == 0:
+            first = norm
+        if not np.isfinite(norm):
+            return int(reasons.DIVERGED_NANORINF)
+        if norm <= ksp.getTolerances()[0] * first:
+            return int(reasons.CONVERGED_RTOL)
+        return int(reasons.DIVERGED_MAX_IT if time.thread_time() > deadline else reasons.CONVERGED_ITERATING)
+
+    return test

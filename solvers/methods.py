@@ -53,7 +53,19 @@ _RESERVED = {
     "ksp_max_it": "solver.max_iterations",
     "ksp_gmres_restart": "solver.restart",
     "pc_factor_mat_solver_type": "solver.factor",
+    "pc_sor_omega": "solver.omega",
+    "pc_eisenstat_omega": "solver.omega",
+    "pc_factor_levels": "solver.fill",
+    "ksp_gcrodr_restart": "solver.restart",
+    "ksp_gcrodr_recycle": "solver.recycle",
+    "ksp_gcrodr_variant": "solver.variant",
+    "ksp_deflated_cg_recycle": "solver.recycle",
+    "ksp_deflated_cg_variant": "solver.variant",
+    "ksp_reuse_preconditioner": "solver.reuse",
+    "ksp_guess_type": "solver.guesses",
 }
+_WOULD_MIX_SAMPLES = ("ksp_initial_guess_nonzero", "pc_gamg_reuse_interpolation", "ksp_norm_type", "ksp_pc_side")
+"""They would start a sample from another one, or measure it by another norm than the certificate's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +95,11 @@ class Choice:
 
     @property
     def remembers(self) -> bool:
-        """Do iterates depend on samples solved before (certified all the same)?"""
-        return self.recycles or self.reuses
+        """Do iterates depend on samples solved before (certified all the same)?
+
+        PETSc 3.25's LGMRES starts from error approximations of the solve before.
+        """
+        return self.recycles or self.reuses or self.ksp == "lgmres"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +202,16 @@ class Method:
             )
         if not 0 <= self.fill <= 10:
             raise StudyError(f"solver.fill = {self.fill} must lie in 0 ... 10; 0 to 3 are usual")
+        if self.restart is not None and self.method not in ("gmres", "lgmres", "gcrodr"):
+            raise StudyError(
+                f"solver.restart = {self.restart} has no use with solver.method = {self.method!r}; leave it out, or "
+                f"use gmres, lgmres or gcrodr"
+            )
+        if self.variant != "economical" and self.method not in RECYCLING:
+            raise StudyError(
+                f"solver.variant = {self.variant!r} has no use with solver.method = {self.method!r}; leave it out, or "
+                f"use one of {', '.join(RECYCLING)}"
+            )
         if self.recycle is not None and self.method not in RECYCLING:
             raise StudyError(
                 f"solver.recycle = {self.recycle} has no use with solver.method = {self.method!r}; leave it out, or "
@@ -204,6 +229,11 @@ class Method:
                 raise StudyError(
                     f"solver.options.{name} = {self.options[name]!r} would go unnoticed by the records; "
                     f"set {_RESERVED[name]}"
+                )
+            if name in _WOULD_MIX_SAMPLES:
+                raise StudyError(
+                    f"solver.options.{name} = {self.options[name]!r} is not allowed: a sample must not depend on those "
+                    f"solved before it, nor be measured by another norm; leave it out"
                 )
             if name.startswith("-") or not name:
                 raise StudyError(f"solver.options has the key {name!r}; write PETSc option names without the dash")

@@ -140,7 +140,7 @@ class Portfolio:
             converged = solution.outcome is Outcome.CONVERGED
             self._selector.observe(arm, seconds, converged=converged)
             if converged and chosen:
-                self._held[cell] = arm, min(LONGEST_HOLD, int(self._worth_s / seconds))
+                self._held[cell] = arm, min(LONGEST_HOLD, int(self._worth_s / max(seconds, 1e-6)))
         return solution
 
     def _count(self, arm: int, solution: Solution) -> Solution:

@@ -138,7 +138,7 @@ class Runner:
     def solve(self):
         Runner.asked.append(self.name)
         self.turn += 1
-        return sys.modules["contenders"].Solved(2.0, 10, 11, 1e-9, self.certified(self.turn - 1))
+        return sys.modules["solver_runs"].Solved(2.0, 10, 11, 1e-9, self.certified(self.turn - 1))
 
     def destroy(self):
         pass
@@ -146,7 +146,7 @@ class Runner:
 
 @pytest.mark.parametrize(("wanted", "turns"), [(12, range(12)), (5, (0, 3, 5, 8, 10)), (1, (0,))])
 def test_a_race_spreads_fewer_systems_evenly(benchmark, wanted, turns):
-    module = benchmark("contenders")
+    module = benchmark("solver_runs")
     racing = [Runner("all"), Runner("some"), Runner("path", in_order=True)]
     track = Track(12)
     runs = module.race(track, racing, {"all": 12, "some": wanted, "path": 12})
@@ -159,7 +159,7 @@ def test_a_race_spreads_fewer_systems_evenly(benchmark, wanted, turns):
 
 
 def test_who_fails_on_the_first_systems_stops_and_who_failed_once_goes_on(benchmark):
-    module = benchmark("contenders")
+    module = benchmark("solver_runs")
     racing = [Runner("never", certified=lambda turn: False), Runner("once", certified=lambda turn: turn > 0)]
     runs = module.race(Track(12), racing, {"never": 12, "once": 12})
     assert (len(runs["never"].solved), runs["never"].failures) == (module.FAILURES, module.FAILURES)
@@ -173,7 +173,7 @@ def test_who_fails_on_the_first_systems_stops_and_who_failed_once_goes_on(benchm
     [(True, True, "2.00"), (False, True, ">2.00"), (True, False, "<2.00"), (False,) * 2 + ("?",)],
 )
 def test_a_ratio_with_failures_is_a_bound(benchmark, first, second, text):
-    module = benchmark("contenders")
+    module = benchmark("solver_runs")
 
     def runs(seconds, certified):
         return module.Runs((module.Solved(seconds, 3, 4, 1e-9, True), module.Solved(seconds, 3, 4, 1e-9, certified)))
@@ -220,11 +220,11 @@ def test_recycling_fills_every_cell_and_says_what_it_lost(benchmark, report):
 
 
 def test_the_gain_of_a_cell_where_both_fail_does_not_enter_the_mean(benchmark):
-    recycling, contenders = benchmark("recycling"), benchmark("contenders")
+    recycling, solver_runs = benchmark("recycling"), benchmark("solver_runs")
 
     def cell(name, gmres, ours, *, certified=True):
         runs = {
-            key: contenders.Runs((contenders.Solved(seconds, 3, 4, 1e-9, certified),))
+            key: solver_runs.Runs((solver_runs.Solved(seconds, 3, 4, 1e-9, certified),))
             for key, seconds in ((recycling.GMRES, gmres), (recycling.ECONOMICAL, ours))
         }
         return recycling.Cell(recycling.FULL.cases[1], name, 1e-8, runs)

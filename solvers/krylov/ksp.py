@@ -50,6 +50,10 @@ class GcroDrKsp:
         self._operators = _take_operators(self._solver, ksp, self._operators)
         self.record, self.space = _solve(self._solver, self.space, ksp, b, x)
 
+    def recall(self, space: RecycleSpace | None) -> None:
+        """Start the next solve from that space and from nothing else: images kept for a further b go too."""
+        self.space, self._operators = space, None
+
     def view(self, ksp: Any, viewer: Any) -> None:
         """One line for -ksp_view."""
         solver = self._solver
@@ -100,6 +104,10 @@ class DeflatedCgKsp:
         """One system, from `self.space`."""
         self._operators = _take_operators(self._solver, ksp, self._operators)
         self.record, self.space = _solve(self._solver, self.space, ksp, b, x)
+
+    def recall(self, space: RecycleSpace | None) -> None:
+        """Start the next solve from that space and from nothing else: images kept for a further b go too."""
+        self.space, self._operators = space, None
 
     def view(self, ksp: Any, viewer: Any) -> None:
         """One line for -ksp_view."""

@@ -2,9 +2,10 @@ import pytest
 
 from forebay.pipeline.errors import ProblemError, StudyError
 from forebay.pipeline.study import SolverTable
-from forebay.solvers.arms import Automatic, MatrixFacts, check_method, default_arms, facts_of, parse_method
+from forebay.solvers.arms import Automatic, MatrixFacts, check_method, check_order, default_arms, facts_of, parse_method
 from forebay.solvers.methods import Method
 from forebay.solvers.problems.darcy import Darcy
+from forebay.solvers.problems.heat import Heat
 
 
 def facts(symmetry="spd", unknowns=4096, grid=(64, 64), row_entries=5.0):
@@ -84,6 +85,32 @@ def test_a_study_may_name_its_arms():
 def test_what_contradicts_itself_is_refused(table, message):
     with pytest.raises(StudyError, match=message):
         parse_method(table)
+
+
+def test_a_problem_in_time_is_solved_by_the_factor_that_its_steps_share():
+    kind = facts_of(Heat(size=8))
+    assert Automatic(rtol=1e-6).resolve(kind) == (Method(rtol=1e-6),)
+    with pytest.raises(StudyError, match="'auto' has nothing to choose for a problem in time"):
+        check_method(Automatic(arms=(Method(), Method("cg", "icc"))), kind)
+
+
+def test_a_grid_too_thin_to_coarsen_has_no_multigrid_among_its_arms():
+    assert "cg+mg" not in labels(default_arms(facts(unknowns=64, grid=(1, 64)), rtol=1e-8, max_iterations=10))
+
+
+@pytest.mark.parametrize(
+    ("method", "transient", "wanted", "message"),
+    [
+        (Method("cg"), True, {"sort": True}, "solver.sort = true has no use for a problem in time"),
+        (Method("cg"), True, {"guesses": 4}, "solver.guesses = 4 has no use for a problem in time"),
+        (Method(), False, {"guesses": 4}, "solver.guesses = 4 has no use with solver.method = 'direct'"),
+    ],
+)
+def test_what_would_be_passed_over_in_silence_is_refused(method, transient, wanted, message):
+    kind = MatrixFacts("spd", 4096, (64, 64), 5.0, transient)
+    with pytest.raises(StudyError, match=message):
+        check_order(method, kind, **{"sort": False, "guesses": 0, **wanted})
+    check_order(method, kind, sort=False, guesses=0)
 
 
 def test_an_arm_that_does_not_fit_the_matrix_is_refused_before_anything_is_solved():

@@ -9,6 +9,7 @@ from forebay.solvers.block_solver import BlockSolver
 from forebay.solvers.methods import Method
 from forebay.solvers.problems.darcy import Darcy
 from forebay.solvers.problems.helmholtz import Helmholtz
+from forebay.solvers.problems.poisson import Poisson
 
 PLANS = {"train": ChunkPlan("train", 24, 6), "validation": ChunkPlan("validation", 6, 6)}
 DARCY, HELMHOLTZ = Darcy(size=20, coefficient="log_normal", sigma=0.3), Helmholtz(size=20)
@@ -20,6 +21,7 @@ CASES = {
     "kept factor, sorted": (DARCY, Method("cg", "cholesky", reuse="preconditioner"), {"sort": True}),
     "guesses": (DARCY, Method("cg", "icc"), {"guesses": 4}),
     "guesses, indefinite": (HELMHOLTZ, Method("gmres", "ilu", restart=60), {"guesses": 4, "sort": True}),
+    "lgmres": (HELMHOLTZ, Method("lgmres"), {}),
     "multigrid": (DARCY, Method("cg", "mg"), {}),
     "direct, sorted": (DARCY, Method(), {"sort": True}),
 }
@@ -41,6 +43,27 @@ def test_blocks_do_not_depend_on_the_order_of_solving(name):
         assert all(record.valid and record.residual <= 1e-8 for record in first[key].records)
         assert np.array_equal(first[key].arrays["u"], second[key].arrays["u"])
         assert [r.iterations for r in first[key].records] == [r.iterations for r in second[key].records]
+
+
+@pytest.mark.parametrize("name", ["gcrodr", "kept factor, sorted", "guesses"])
+def test_a_sample_solved_again_has_the_bits_of_its_block(name):
+    problem, method, options = CASES[name]
+    block = blocks_of(name, [("train", 2)])["train", 2]
+    fresh = BlockSolver(problem, method, run_seed=11, plans=PLANS, **options)
+    for row in (0, 4):
+        arrays, record = fresh.resolve("train", int(block.sample_ids[row]))
+        assert np.array_equal(arrays["u"], block.arrays["u"][row])
+        assert record.iterations == block.records[row].iterations
+
+
+@pytest.mark.parametrize("variant", ["exact", "economical"])
+def test_a_matrix_that_never_changes_gives_the_same_blocks_in_any_order(variant):
+    problem, method = Poisson(size=32), Method("gcrodr", "jacobi", restart=20, recycle=8, variant=variant)
+    plans = {"train": ChunkPlan("train", 4, 4), "validation": ChunkPlan("validation", 8, 4)}
+    first = BlockSolver(problem, method, run_seed=3, plans=plans).solve_block("validation", 1)
+    other = BlockSolver(problem, method, run_seed=3, plans=plans)
+    other.solve_block("validation", 0)
+    assert np.array_equal(other.solve_block("validation", 1).arrays["u"], first.arrays["u"])
 
 
 def test_sorting_changes_the_order_of_solving_and_not_the_samples():

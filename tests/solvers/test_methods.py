@@ -74,6 +74,16 @@ def test_a_method_is_made_concrete_by_kind_and_size_of_the_matrix(options, symme
         ({"method": "gmres", "fill": 11}, "solver.fill = 11 must lie in 0 ... 10"),
         ({"method": "gmres", "recycle": 5}, "solver.recycle = 5 has no use with solver.method = 'gmres'"),
         ({"method": "gcrodr", "recycle": 79}, "solver.recycle = 79 does not fit solver.restart = 80"),
+        ({"method": "cg", "restart": 50}, "solver.restart = 50 has no use with solver.method = 'cg'"),
+        ({"variant": "exact"}, "solver.variant = 'exact' has no use with solver.method = 'direct'"),
+        (
+            {"method": "cg", "options": {"ksp_initial_guess_nonzero": True}},
+            "solver.options.ksp_initial_guess_nonzero = True is not allowed: a sample must not depend on those solved",
+        ),
+        (
+            {"method": "cg", "options": {"ksp_reuse_preconditioner": True}},
+            "would go unnoticed .* set solver.reuse",
+        ),
         ({"options": {"-pc_gamg_threshold": 1}}, "'-pc_gamg_threshold'; write PETSc option names without the dash"),
     ],
 )
