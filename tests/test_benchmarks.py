@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-CLAIMS = ("fno_step", "online_vs_offline", "overlap", "recycling", "ring", "skr")
+CLAIMS = ("auto", "fno_step", "online_vs_offline", "overlap", "recycling", "ring", "skr", "solves_per_second")
 
 
 @pytest.fixture
