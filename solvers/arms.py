@@ -135,7 +135,7 @@ def default_arms(facts: MatrixFacts, *, rtol: float, max_iterations: int) -> tup
 
 
 def _direct(facts: MatrixFacts) -> list[dict[str, Any]]:
-    """In two dimensions PETSc's own factors, which cost least; MUMPS blocks, for 3D, and pivots, for indefinite ones."""
+    """In 2D PETSc's own factors, which cost least; MUMPS, which blocks, in 3D, and where pivots may be needed."""
     native = facts.dimension == 2 and facts.unknowns <= NATIVE_UNKNOWNS
     largest = DIRECT_2D if facts.dimension == 2 else DIRECT_3D_GRID if facts.coarsens else DIRECT_3D
     tables: list[dict[str, Any]] = []
