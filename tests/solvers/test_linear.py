@@ -370,6 +370,8 @@ def test_importing_the_solvers_loads_neither_petsc_nor_mpi_nor_torch():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's process status")
 def test_petsc_leaves_the_termination_signals_alone():
     code = (
+        # A shell that starts the tests in the background has SIGINT ignored, and Python then leaves it so.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import re, pathlib, forebay.solvers.petsc as p; p.petsc();"
         "print(re.search(r'SigCgt:\\s*(\\w+)', pathlib.Path('/proc/self/status').read_text())[1])"
     )
