@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.stats import qmc
@@ -13,6 +13,17 @@ from scipy.stats import qmc
 from forebay.pipeline.records import Schema
 
 DesignKind = Literal["random", "sobol", "latin_hypercube"]
+
+
+class _NoEntropy(np.random.bit_generator.ISeedSequence):
+    """Seeds nothing: the key is set afterwards."""
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return np.zeros(n_words, dtype)
+
+
+_NO_ENTROPY = _NoEntropy()
+_ZEROS = np.zeros(4, np.uint64)
 
 
 def sample_seed(run_seed: int, stream: str, sample_id: int) -> int:
@@ -31,7 +42,17 @@ def sample_generator(run_seed: int, stream: str, sample_id: int) -> np.random.Ge
 
     It has no seed sequence, so it cannot `spawn`: a sample has one stream.
     """
-    return np.random.Generator(np.random.Philox(key=sample_seed(run_seed, stream, sample_id)))
+    # Philox(key=...) asks the system for entropy first, and throws it away; numpy's stubs lack ISeedSequence.
+    bits = np.random.Philox(_NO_ENTROPY)  # type: ignore[arg-type]
+    bits.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": _ZEROS, "key": np.array([sample_seed(run_seed, stream, sample_id), 0], np.uint64)},
+        "buffer": _ZEROS,
+        "buffer_pos": 4,
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    return np.random.Generator(bits)
 
 
 @dataclass(frozen=True, slots=True)
