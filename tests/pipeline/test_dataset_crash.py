@@ -173,7 +173,7 @@ from pathlib import Path
 from dataset_samples import make_block, transient_schema
 from forebay.pipeline.dataset import DatasetWriter
 from forebay.pipeline.records import ChunkPlan
-schema, plan = transient_schema(), ChunkPlan("train", 400, 5)
+schema, plan = transient_schema(), ChunkPlan("train", 1600, 5)
 writer = DatasetWriter(Path(sys.argv[1]), schema, plan)
 for chunk in range(int(sys.argv[2]), plan.chunks, int(sys.argv[3])):
     writer.store(make_block(schema, plan, chunk))
@@ -188,7 +188,7 @@ def _start_writer(path: Path, first: int, stride: int) -> subprocess.Popen:
 
 
 def test_two_writers_killed_in_full_swing_lose_nothing_that_they_reported(tmp_path):
-    path, plan = tmp_path / "d.zarr", ChunkPlan("train", 400, 5)
+    path, plan = tmp_path / "d.zarr", ChunkPlan("train", 1600, 5)  # so many that none is done before it is killed
     rng = np.random.default_rng(977)
     with DatasetCoordinator.create(path, SCHEMA, plan, ATTRIBUTES) as coordinator:
         writers = [_start_writer(path, first, 2) for first in range(2)]
@@ -203,7 +203,7 @@ def test_two_writers_killed_in_full_swing_lose_nothing_that_they_reported(tmp_pa
                 _commit(coordinator, plan, int(line))
             writer.stdout.close()
         published = coordinator.publish()
-        assert 15 <= published < 400, "the writers were killed before they were done"
+        assert 15 <= published < 1600, "the writers were killed before they were done"
         assert verify(path).ok
     with DatasetCoordinator.open(path, SCHEMA, plan) as coordinator:
         missing = [chunk for chunk in range(plan.chunks) if not coordinator.is_committed(chunk)]
@@ -211,7 +211,7 @@ def test_two_writers_killed_in_full_swing_lose_nothing_that_they_reported(tmp_pa
             store_and_commit(DatasetWriter(path, SCHEMA, plan), coordinator, SCHEMA, missing)
     report = verify(path, lambda i: sample_arrays(SCHEMA, i), samples=20)
     assert report.findings == ()
-    assert (report.samples, report.chunk_files) == (400, 160)
+    assert (report.samples, report.chunk_files) == (1600, 640)
 
 
 def _commit(coordinator, plan, chunk):
