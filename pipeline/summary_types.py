@@ -65,7 +65,7 @@ class ArmRow(_Frozen):
     failures: int
     """Samples that another method had to solve."""
     cut_offs: int
-    """Experiments that were stopped because they had cost several times the best method's time."""
+    """Experiments that were stopped because they had cost more than the best method, by the selector's cap."""
     median_s: float
     """Processor seconds per certified sample; NaN before the first."""
 

@@ -129,7 +129,7 @@ def check_order(method: Method | Automatic, facts: MatrixFacts, *, sort: bool, g
 
 
 def default_arms(facts: MatrixFacts, *, rtol: float, max_iterations: int) -> tuple[Method, ...]:
-    """Every method that has won somewhere in the `auto` and `recycling` benchmarks, the safest first."""
+    """Methods that came first or near it in some case of the `auto` and `recycling` benchmarks, the safest first."""
     tables = [*_direct(facts), *_ITERATIVE[facts.symmetry](facts)]
     return tuple(Method(rtol=rtol, max_iterations=max_iterations, **table) for table in tables)
 

@@ -58,29 +58,38 @@ class Grid:
 class FivePoint:
     """CSR pattern of the five-point stencil on n x n cells, and the place of each coupling in it.
 
-    Every filler writes the CSR values (nnz,) in place: the couplings of all cells go to one array (5, n, n), and one
-    gather, planned when the object is made, puts them in CSR order.
+    Every filler writes the CSR values (nnz,) in place, by one gather that was planned when the object was made.
+    Where the two cells at a face share its entry, as in diffusion, one array holds the diagonal and the entries of all
+    faces, 3 n² numbers; else each neighbour has an array of its own, 5 n².
     """
 
     def __init__(self, n: int) -> None:
+        self._n = n
         cells = np.arange(n * n, dtype=np.int64).reshape(n, n)
-        neighbours = (
-            (cells, cells),
-            (cells[1:], cells[:-1]),
-            (cells[:-1], cells[1:]),
-            (cells[:, 1:], cells[:, :-1]),
-            (cells[:, :-1], cells[:, 1:]),
+        _, across_y, across_x = _split(np.arange(_entries_of(n)), n)
+        # Rows, columns, and the face between the two, by direction; the first is the diagonal.
+        couplings = (
+            (cells, cells, cells),
+            (cells[1:], cells[:-1], across_y[1:-1]),
+            (cells[:-1], cells[1:], across_y[1:-1]),
+            (cells[:, 1:], cells[:, :-1], across_x[:, 1:-1]),
+            (cells[:, :-1], cells[:, 1:], across_x[:, 1:-1]),
         )
-        rows = np.concatenate([r.ravel() for r, _ in neighbours])
-        columns = np.concatenate([c.ravel() for _, c in neighbours])
-        plane = np.concatenate([np.full(r.size, k) for k, (r, _) in enumerate(neighbours)])
+        rows, columns, entries = (np.concatenate([c[k].ravel() for c in couplings]) for k in range(3))
+        plane = np.concatenate([np.full(c[0].size, k) for k, c in enumerate(couplings)])
         order = np.lexsort((columns, rows))
         self.indices = columns[order].astype(np.int32)
         self.indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n * n))]).astype(np.int32)
         self.diagonal = np.flatnonzero(plane[order] == 0)
         """Positions of the diagonal in the values, by row, (n²,)."""
         self._take = (plane * n * n + rows)[order]
+        self._take_entries = entries[order]
         self._planes = np.empty((5, n, n))
+        self._entries = np.empty(_entries_of(n))
+        self._halves = np.empty((n, n))
+
+    def __reduce__(self) -> tuple[type[FivePoint], tuple[int]]:
+        return FivePoint, (self._n,)
 
     @property
     def pattern(self) -> tuple[np.ndarray, np.ndarray]:
@@ -114,8 +123,17 @@ class FivePoint:
 
     def fill_diffusion(self, values: np.ndarray, a: np.ndarray) -> None:
         """-∇·(a ∇u) h² for cell-wise a (n, n) > 0; symmetric positive definite, second order where a is smooth."""
-        across_y, across_x = transmissibilities(a)
-        self.fill(values, south=across_y[:-1], north=across_y[1:], west=across_x[:, :-1], east=across_x[:, 1:])
+        diagonal, across_y, across_x = _split(self._entries, self._n)
+        halves = np.divide(-0.5, a, out=self._halves)  # negative, as the entries off the diagonal are
+        _sum_halves(across_y, halves)
+        _sum_halves(across_x.T, halves.T)
+        faces = self._entries[self._n**2 :]
+        np.reciprocal(faces, out=faces)
+        np.add(across_y[:-1], across_y[1:], out=diagonal)
+        diagonal += across_x[:, :-1]
+        diagonal += across_x[:, 1:]
+        np.negative(diagonal, out=diagonal)
+        np.take(self._entries, self._take_entries, out=values, mode="clip")
 
     def fill_transport(self, values: np.ndarray, flux_y: np.ndarray, flux_x: np.ndarray) -> None:
         """(-Δu + F·∇u) h², upwind, for the divergence-free fluxes F h through the faces, (n + 1, n) and (n, n + 1).
@@ -144,11 +162,29 @@ def transmissibilities(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n = a.shape[0]
     resistance = 0.5 / a
     across_y, across_x = np.empty((n + 1, n)), np.empty((n, n + 1))
-    np.add(resistance[1:], resistance[:-1], out=across_y[1:-1])
-    across_y[0], across_y[-1] = resistance[0], resistance[-1]
-    np.add(resistance[:, 1:], resistance[:, :-1], out=across_x[:, 1:-1])
-    across_x[:, 0], across_x[:, -1] = resistance[:, 0], resistance[:, -1]
+    _sum_halves(across_y, resistance)
+    _sum_halves(across_x.T, resistance.T)
     return np.reciprocal(across_y, out=across_y), np.reciprocal(across_x, out=across_x)
+
+
+def _entries_of(n: int) -> int:
+    return n * n + 2 * n * (n + 1)
+
+
+def _split(flat: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Views of the cells (n, n), the y-faces (n + 1, n) and the x-faces (n, n + 1)."""
+    cells, faces = n * n, n * (n + 1)
+    return (
+        flat[:cells].reshape(n, n),
+        flat[cells : cells + faces].reshape(n + 1, n),
+        flat[cells + faces :].reshape(n, n + 1),
+    )
+
+
+def _sum_halves(faces: np.ndarray, halves: np.ndarray) -> None:
+    """At each face along the first axis the sum of the halves on its two sides; one half at a wall."""
+    np.add(halves[1:], halves[:-1], out=faces[1:-1])
+    faces[0], faces[-1] = halves[0], halves[-1]
 
 
 def walls(cells: np.ndarray) -> tuple[np.ndarray, ...]:

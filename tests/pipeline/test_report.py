@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from suites.fake_run import CHUNKS, FakeRun, ring_mesh, training_line, write_predictions
+from suites.fake_run import CHUNKS, FakeRun, arm, ring_mesh, training_line, write_predictions
 
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.report import _json_for_html, write_report
@@ -521,3 +521,16 @@ def decode(image):
 
 def palette(image):
     return np.frombuffer(chunks_of(image)[b"PLTE"], np.uint8).reshape(-1, 3).astype(int)
+
+
+def test_the_choice_of_method_is_a_table_and_a_method_that_never_won_has_a_dash(fake):
+    fake.begin()
+    fake.choose(0, 7.0, "solver-0", (10.0, 4.0), [arm("gmres+ilu", 0, 2, 1, None), arm("direct", 38, 0, 0, 0.0125)])
+    page = write_report(fake.folder).read_text(encoding="utf-8")
+    table = page.split('id="table-arms"')[1].split("</table>")[0]
+    rows = re.findall(r"<tr><th[^>]*><code>(.*?)</code></th>(.*?)</tr>", table)
+    assert [(name, re.findall(r">([^<]+)</td>", cells)) for name, cells in rows] == [
+        ("direct", ["38", "0", "0", "12.5 ms"]),
+        ("gmres+ilu", ["0", "2", "1", "–"]),
+    ]
+    assert "moved 0.40 times as far" in page

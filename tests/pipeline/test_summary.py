@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from suites.fake_run import BLOCK, STREAM_S, FakeRun, record, validation_line
+from suites.fake_run import BLOCK, STREAM_S, FakeRun, arm, record, validation_line
 
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.records import Outcome
@@ -359,3 +359,27 @@ def test_quantities_have_three_digits_that_matter(value, text):
 )
 def test_shares_read_as_per_cent(share, text):
     assert percent(share) == text
+
+
+def test_what_every_solver_learned_in_every_attempt_is_added_up(fake):
+    fake.begin(solvers=2)
+    fake.choose(0, 7.0, "solver-0", (10.0, 6.0), [arm("cg+gamg", 5, 1, 2, 0.05), arm("direct", 20, 0, 0, 0.01)])
+    fake.choose(1, 8.0, "solver-0", (12.0, 3.0), [arm("cg+gamg", 7, 1, 3, 0.04), arm("direct", 60, 0, 0, 0.02)])
+    fake.choose(2, 8.5, "solver-1", (8.0, 6.0), [arm("cg+gamg", 2, 0, 4, 0.06), arm("direct", 30, 1, 0, 0.03)])
+    fake.begin(attempt=2, at_s=20.0, solvers=2)
+    fake.choose(3, 4.0, "solver-0", (10.0, 5.0), [arm("direct", 40, 0, 0, 0.04), arm("gmres+ilu", 0, 2, 1, None)])
+    summary = summarise(fake.folder)
+    assert summary.sorted_path == pytest.approx(20 / 40)
+    direct, multigrid, never = summary.arms
+    assert (direct.method, direct.solved, direct.failures, direct.cut_offs) == ("direct", 130, 1, 0)
+    assert direct.median_s == 0.03
+    assert (multigrid.method, multigrid.solved, multigrid.failures, multigrid.cut_offs) == ("cg+gamg", 9, 1, 7)
+    assert multigrid.median_s == pytest.approx(0.05)
+    assert (never.method, never.solved, never.failures, never.cut_offs) == ("gmres+ilu", 0, 2, 1)
+    assert math.isnan(never.median_s)
+
+
+def test_a_run_with_one_method_in_the_order_of_numbers_has_no_choices_and_no_path(fake):
+    summary = summarise(fake.complete().folder)
+    assert summary.arms == ()
+    assert math.isnan(summary.sorted_path)

@@ -42,7 +42,10 @@ def test_blocks_do_not_depend_on_the_order_of_solving(name):
     for key in keys:
         assert all(record.valid and record.residual <= 1e-8 for record in first[key].records)
         assert np.array_equal(first[key].arrays["u"], second[key].arrays["u"])
-        assert [r.iterations for r in first[key].records] == [r.iterations for r in second[key].records]
+        # Fields are float32; the residuals show what rounding to it would hide.
+        assert [(r.iterations, r.residual) for r in first[key].records] == [
+            (r.iterations, r.residual) for r in second[key].records
+        ]
 
 
 @pytest.mark.parametrize("name", ["gcrodr", "kept factor, sorted", "guesses"])
@@ -63,7 +66,9 @@ def test_a_matrix_that_never_changes_gives_the_same_blocks_in_any_order(variant)
     first = BlockSolver(problem, method, run_seed=3, plans=plans).solve_block("validation", 1)
     other = BlockSolver(problem, method, run_seed=3, plans=plans)
     other.solve_block("validation", 0)
-    assert np.array_equal(other.solve_block("validation", 1).arrays["u"], first.arrays["u"])
+    later = other.solve_block("validation", 1)
+    assert np.array_equal(later.arrays["u"], first.arrays["u"])
+    assert [r.residual for r in later.records] == [r.residual for r in first.records]
 
 
 def test_sorting_changes_the_order_of_solving_and_not_the_samples():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -113,12 +114,17 @@ class FakeRun:
         self.close()
         return self
 
-    def _store(self, split: str, chunk: int, ids: np.ndarray, after_s: float, seconds: float = BLOCK_S) -> None:
-        records = [record(int(i), split) for i in ids]
-        columns = records_to_columns(records)
-        self.event(
-            "block_stored", after_s, split=split, chunk=chunk, solver="solver-0", seconds=seconds, records=columns
-        )
+    def choose(self, chunk: int, after_s: float, solver: str, path: tuple[float, float], choices: list[dict]) -> None:
+        """One training block of a solver that chooses its methods and sorts its samples."""
+        ids = np.arange(chunk * BLOCK, (chunk + 1) * BLOCK)
+        self._store("train", chunk, ids, after_s, solver=solver, choices=choices, path=path)
+
+    def _store(
+        self, split: str, chunk: int, ids: np.ndarray, after_s: float, seconds: float = BLOCK_S, **fields: Any
+    ) -> None:
+        columns = records_to_columns([record(int(i), split) for i in ids])
+        fields = {"solver": "solver-0", "seconds": seconds, "records": columns} | fields
+        self.event("block_stored", after_s, split=split, chunk=chunk, **fields)
 
 
 def record(sample_id: int, split: str = "train") -> SolveRecord:
@@ -135,6 +141,11 @@ def record(sample_id: int, split: str = "train") -> SolveRecord:
         seconds=0.016 if iterative else 0.008,
         message=MESSAGES.get(sample_id, ""),
     )
+
+
+def arm(method: str, solved: int, failures: int, cut_offs: int, median_s: float | None) -> dict:
+    """What a solver has learned about one method."""
+    return {"method": method, "solved": solved, "failures": failures, "cut_offs": cut_offs, "median_s": median_s}
 
 
 def training_line(batch: int) -> dict:
