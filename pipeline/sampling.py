@@ -42,11 +42,16 @@ def sample_generator(run_seed: int, stream: str, sample_id: int) -> np.random.Ge
 
     It has no seed sequence, so it cannot `spawn`: a sample has one stream.
     """
+    return keyed_generator(sample_seed(run_seed, stream, sample_id))
+
+
+def keyed_generator(seed: int) -> np.random.Generator:
+    """The generator of a sample whose `sample_seed` is known."""
     # Philox(key=...) asks the system for entropy first, and throws it away; numpy's stubs lack ISeedSequence.
     bits = np.random.Philox(_NO_ENTROPY)  # type: ignore[arg-type]
     bits.state = {
         "bit_generator": "Philox",
-        "state": {"counter": _ZEROS, "key": np.array([sample_seed(run_seed, stream, sample_id), 0], np.uint64)},
+        "state": {"counter": _ZEROS, "key": np.array([seed, 0], np.uint64)},
         "buffer": _ZEROS,
         "buffer_pos": 4,
         "has_uint32": 0,
@@ -103,6 +108,8 @@ class Design:
 def draw_parameters(schema: Schema, design: Design, sample_id: int) -> np.ndarray:
     """The scalar parameters of a sample, float64 (p,): the design's point through each parameter's distribution."""
     point = design.point(sample_id)
+    if not point.size:
+        return point
     return np.array([p.quantile(float(u)) for p, u in zip(schema.parameters, point, strict=True)], dtype=np.float64)
 
 

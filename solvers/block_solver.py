@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from forebay.pipeline.records import Block, ChunkPlan, Outcome, SolveRecord, Split
-from forebay.pipeline.sampling import Design, DesignKind, draw_parameters, sample_generator, sample_seed
+from forebay.pipeline.sampling import Design, DesignKind, draw_parameters, keyed_generator, sample_seed
 from forebay.pipeline.stages import Draw, Problem, TransientProblem
 from forebay.solvers.arms import Automatic, facts_of
 from forebay.solvers.assemble import System, system_of
@@ -188,8 +188,7 @@ class BlockSolver:
 
     def _draw(self, split: Split, row: Row, arrays: Arrays) -> Draw:
         parameters = draw_parameters(self._schema, self._designs[split], row.sample_id)
-        rng = sample_generator(self._run_seed, split, row.sample_id)
-        return self._guarded.draw(parameters, rng, arrays, row.position)
+        return self._guarded.draw(parameters, keyed_generator(row.seed), arrays, row.position)
 
     def _solve_sample(self, draw: Draw, row: Row, arrays: Arrays) -> None:
         self._guarded.assemble(draw)
