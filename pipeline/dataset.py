@@ -16,6 +16,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,6 @@ import numpy as np
 
 from forebay.pipeline.chunks import chunk_bytes, leftovers, read_chunk, write_atomically, write_chunk
 from forebay.pipeline.dataset_layout import (
-    COLUMNS,
     FIELD_DTYPE,
     OURS,
     ROWS,
@@ -35,6 +35,7 @@ from forebay.pipeline.dataset_layout import (
     array_chunk_file,
     arrays_of,
     check_layout,
+    columns_of,
     method_flags,
     methods_of,
     read_document,
@@ -105,7 +106,7 @@ class DatasetCoordinator:
         self.layout = layout
         self._document = document
         self._lock: int | None = lock
-        self._columns = {c.name: np.full(layout.padded_rows, c.fill, c.dtype) for c in COLUMNS}
+        self._columns = {c.name: np.full(layout.padded_rows, c.fill, c.dtype) for c in columns_of(document)}
         if layout.schema.parameters:
             self._columns["parameters"] = np.full((layout.padded_rows, len(layout.schema.parameters)), np.nan)
         self._committed = np.zeros(layout.plan.chunks, dtype=bool)
@@ -194,8 +195,8 @@ class DatasetCoordinator:
         self._check_stored(chunk)
         rows = self.layout.rows(chunk)
         entries = self._entries(records) | ({"parameters": values} if expected[1] else {})
-        for name, entry in entries.items():
-            self._columns[name][rows] = entry
+        for name, column in self._columns.items():
+            column[rows] = entries[name]
         self._committed[chunk] = True
         self._dirty.update(range(rows.start // ROWS, (rows.stop - 1) // ROWS + 1))
         return True
@@ -262,6 +263,8 @@ class DatasetCoordinator:
             "iterations": np.array([r.iterations for r in records], dtype=np.int32),
             "residual": np.array([r.residual for r in records], dtype=np.float64),
             "seconds": np.array([r.seconds for r in records], dtype=np.float64),
+            "indicator": _with_gaps([r.indicator for r in records]),
+            "estimate": _with_gaps([r.estimate for r in records]),
             "valid": np.array([r.valid for r in records], dtype=bool),
         }
 
@@ -312,6 +315,10 @@ class DatasetCoordinator:
                 f"{self.path} shows {self._published} samples but has records of {self._prefix()}: files below "
                 f"{self.path / 'outcome'} are missing; restore them from a copy"
             )
+
+
+def _with_gaps(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def _lock(path: Path) -> int:

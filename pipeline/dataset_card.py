@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from forebay.pipeline.chunks import write_atomically
 from forebay.pipeline.dataset_info import DatasetInfo, bytes_text, dataset_info
 from forebay.pipeline.dataset_layout import CARD
@@ -113,6 +115,7 @@ def _certificates(reader: DatasetReader, info: DatasetInfo) -> str:
             str(m.valid),
             f"{m.iterations_mean:.1f} / {m.iterations_max}",
             f"{m.residual_max:.2e}",
+            "–" if np.isnan(m.estimate_max) else f"{100 * m.estimate_max:.2f} %",
             f"{1e3 * m.seconds_mean:.2f}",
         )
         for m in info.methods
@@ -123,8 +126,19 @@ def _certificates(reader: DatasetReader, info: DatasetInfo) -> str:
         f"relative residual, recomputed in float64, largest over the time steps{bound}.\n\n"
         + _table(("outcome", "samples", "remedy"), outcomes)
         + "\n\n"
-        + _table(("method", "samples", "valid", "iterations mean / max", "largest residual", "ms a sample"), methods)
+        + _table(_METHOD_HEAD, methods)
     )
+
+
+_METHOD_HEAD = (
+    "method",
+    "samples",
+    "valid",
+    "iterations mean / max",
+    "largest residual",
+    "largest estimated error",
+    "ms a sample",
+)
 
 
 def _machine(reader: DatasetReader, info: DatasetInfo) -> str:

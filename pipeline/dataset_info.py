@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forebay.pipeline.dataset_layout import COLUMNS, NO_METHOD
+from forebay.pipeline.dataset_layout import NO_METHOD
 from forebay.pipeline.dataset_reader import DatasetReader
 from forebay.pipeline.records import Outcome
 
@@ -40,6 +40,8 @@ class MethodInfo:
     residual_max: float
     """Over its valid samples; NaN without any."""
     seconds_mean: float
+    estimate_max: float
+    """Largest estimated error of a valid sample of a reduced model; NaN where none has an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def dataset_info(path: Path | str) -> DatasetInfo:
         DatasetError: there is none, or its record arrays are damaged.
     """
     reader = DatasetReader(path)
-    columns = {column.name: reader.column(column.name) for column in COLUMNS}
+    columns = {column.name: reader.column(column.name) for column in reader.columns}
     counts = {o.name.lower(): int((columns["outcome"] == o).sum()) for o in Outcome}
     return DatasetInfo(
         path=reader.path,
@@ -142,6 +144,7 @@ def _fields(reader: DatasetReader) -> Iterator[FieldInfo]:
 
 
 def _methods(reader: DatasetReader, columns: Mapping[str, np.ndarray]) -> Iterator[MethodInfo]:
+    estimates = columns.get("estimate", np.full(reader.samples, np.nan))
     for code, name in enumerate((NO_METHOD, *reader.methods), start=-1):
         used = columns["method"] == code
         if not used.any():
@@ -155,6 +158,7 @@ def _methods(reader: DatasetReader, columns: Mapping[str, np.ndarray]) -> Iterat
             iterations_max=int(columns["iterations"][used].max()),
             residual_max=_largest(columns["residual"][certified]),
             seconds_mean=float(columns["seconds"][used].mean()),
+            estimate_max=_largest(estimates[certified & ~np.isnan(estimates)]),
         )
 
 
@@ -167,4 +171,5 @@ def _method_text(method: MethodInfo) -> str:
         f"{method.count} samples, {method.valid} valid; iterations {method.iterations_mean:.1f} on average, "
         f"{method.iterations_max} at most; {1e3 * method.seconds_mean:.2f} ms a sample; "
         f"largest residual {method.residual_max:.2e}"
+        + ("" if np.isnan(method.estimate_max) else f"; estimated error up to {100 * method.estimate_max:.2f} %")
     )

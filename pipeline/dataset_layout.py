@@ -26,8 +26,8 @@ from forebay.pipeline.chunks import read_chunk
 from forebay.pipeline.errors import DatasetError
 from forebay.pipeline.records import ChunkPlan, Coordinate, Field, Outcome, Parameter, Schema
 
-FORMAT = 1
-"""Number of this layout; a reader refuses a larger one."""
+FORMAT = 2
+"""Number of this layout; a reader refuses a larger one.  2 added the columns of reduced models."""
 OURS = "forebay"
 """Attribute of the group that holds what `Layout` needs."""
 CARD = "README.md"
@@ -50,6 +50,8 @@ class Column:
     fill: float | int | bool
     units: str
     description: str
+    since: int = 1
+    """First format that has it."""
 
 
 COLUMNS = (
@@ -62,6 +64,8 @@ COLUMNS = (
         "residual", np.dtype(np.float64), np.nan, "1", "true relative residual |b - A u| / |b|, largest over the steps"
     ),
     Column("seconds", np.dtype(np.float64), np.nan, "s", "wall time of assembling and solving the sample"),
+    Column("indicator", np.dtype(np.float64), np.nan, "1", "what a reduced model says of its own solution", 2),
+    Column("estimate", np.dtype(np.float64), np.nan, "1", "estimated relative error of a reduced model's sample", 2),
     Column("valid", np.dtype(np.bool_), False, "1", "may be trained on: converged, finite, certified"),
 )
 RESERVED = frozenset({"sample", "time", "parameter", "sample_id", "parameters", "key", *(c.name for c in COLUMNS)})
@@ -143,6 +147,12 @@ class Layout:
             ),
             ChunkPlan(tree["split"], tree["samples"], tree["chunk_samples"]),
         )
+
+
+def columns_of(document: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The columns that a data set has, by its metadata document: an older format has fewer."""
+    stored = document["attributes"][OURS]["format"]
+    return tuple(column for column in COLUMNS if column.since <= stored)
 
 
 def array_chunk_file(group: Path, name: str, index: tuple[int, ...]) -> Path:

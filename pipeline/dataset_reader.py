@@ -16,13 +16,13 @@ import numpy as np
 
 from forebay.pipeline.chunks import read_chunk
 from forebay.pipeline.dataset_layout import (
-    COLUMNS,
     OURS,
     ROWS,
     UNSOLVED,
     Layout,
     array_chunk_file,
     arrays_of,
+    columns_of,
     is_raw,
     methods_of,
     read_document,
@@ -71,6 +71,7 @@ class DatasetReader:
         self.layout = Layout.from_json(self.path, self.attributes[OURS], arrays_of(document))
         self.arrays: Mapping[str, Any] = arrays_of(document)
         self.samples = int(self.arrays["sample_id"]["shape"][0])
+        self.columns = columns_of(document)
         self._maps: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._sources: dict[str, RowSource] = {}
         for name in ("valid", "frames", "_times"):
@@ -155,7 +156,7 @@ class DatasetReader:
         """
         rows = self.layout.rows(chunk)
         ids = np.arange(rows.start, rows.stop)
-        columns = {column.name: self._committed(column.name, column.dtype, (), ids) for column in COLUMNS}
+        columns = {column.name: self._committed(column.name, column.dtype, (), ids) for column in self.columns}
         if (columns["outcome"] == UNSOLVED).any():
             raise DatasetError(f"block {chunk} of {self.path} is not committed; resume the run, which solves it")
         count = len(self.schema.parameters)
@@ -233,7 +234,13 @@ def _record(sample_id: int, row: Mapping[str, Any], methods: Sequence[str]) -> S
         iterations=int(row["iterations"]),
         residual=float(row["residual"]),
         seconds=float(row["seconds"]),
+        indicator=_known(row.get("indicator")),
+        estimate=_known(row.get("estimate")),
     )
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else float(value)
 
 
 class _RawRows:

@@ -32,6 +32,8 @@ DURABLE_EVENTS = frozenset({"block_stored", "checkpoint", "run_finished"})
 """Events after which others act on what is recorded: the append returns once the line is on the disk."""
 
 _COLUMNS = ("sample_id", "seed", "outcome", "method", "iterations", "residual", "seconds", "message")
+_REDUCED = ("indicator", "estimate")
+"""Columns that are written only where a reduced model filled one of them."""
 
 
 class JsonLines:
@@ -209,6 +211,10 @@ def records_to_columns(records: Sequence[SolveRecord]) -> dict[str, list[Any]]:
     """Solve records as columns, a third of the bytes of objects; outcomes by name, which outlives a renumbering."""
     columns: dict[str, list[Any]] = {name: [getattr(record, name) for record in records] for name in _COLUMNS}
     columns["outcome"] = [record.outcome.name for record in records]
+    for name in _REDUCED:
+        values = [getattr(record, name) for record in records]
+        if any(value is not None for value in values):
+            columns[name] = values
     return columns
 
 
@@ -218,30 +224,36 @@ def records_from_columns(columns: Mapping[str, Sequence[Any]]) -> list[SolveReco
     Raises:
         RunError: a column is missing or shorter than the others, or an outcome is unknown to this version.
     """
-    lengths = {name: len(columns.get(name, ())) for name in _COLUMNS}
+    names = (*_COLUMNS, *(name for name in _REDUCED if name in columns))
+    lengths = {name: len(columns.get(name, ())) for name in names}
     if len(set(lengths.values())) != 1:
         raise RunError(f"solve records have columns of unequal length {lengths}; the journal line is damaged")
-    return [_record(*row) for row in zip(*(columns[name] for name in _COLUMNS), strict=True)]
+    return [_record(dict(zip(names, row, strict=True))) for row in zip(*(columns[name] for name in names), strict=True)]
 
 
-def _record(
-    sample_id: Any, seed: Any, outcome: str, method: str, iterations: Any, residual: Any, seconds: Any, message: str
-) -> SolveRecord:
+def _record(row: Mapping[str, Any]) -> SolveRecord:
+    outcome = row["outcome"]
     if outcome not in Outcome.__members__:
         raise RunError(
-            f"outcome {outcome!r} of sample {sample_id} is unknown, this version knows "
+            f"outcome {outcome!r} of sample {row['sample_id']} is unknown, this version knows "
             f"{', '.join(Outcome.__members__)}; read the run with the version that wrote it"
         )
     return SolveRecord(
-        sample_id=int(sample_id),
-        seed=int(seed),
+        sample_id=int(row["sample_id"]),
+        seed=int(row["seed"]),
         outcome=Outcome[outcome],
-        method=method,
-        iterations=int(iterations),
-        residual=float(residual),
-        seconds=float(seconds),
-        message=message,
+        method=row["method"],
+        iterations=int(row["iterations"]),
+        residual=float(row["residual"]),
+        seconds=float(row["seconds"]),
+        message=row["message"],
+        indicator=_or_none(row.get("indicator")),
+        estimate=_or_none(row.get("estimate")),
     )
+
+
+def _or_none(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _lock_alone(descriptor: int) -> bool:

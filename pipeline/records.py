@@ -155,12 +155,18 @@ class SolveRecord:
     method: str
     """For example "direct:petsc-cholesky" or "cg+gamg"."""
     iterations: int
-    """Krylov iterations, summed over the time steps; 0 for a direct solve without refinement."""
+    """Krylov iterations (Newton iterations of a nonlinear problem), summed over the time steps; 0 for a direct solve
+    without refinement."""
     residual: float
-    """True relative residual ‖b - A u‖₂ / ‖b‖₂, recomputed in float64; the largest over the time steps."""
+    """True relative residual ‖b - A u‖₂ / ‖b‖₂, recomputed in float64; the largest over the time steps.  Of a reduced
+    model the residual of its own equations, which says nothing about the full ones: see `estimate`."""
     seconds: float
     """Wall time of assembling and solving this sample."""
     message: str = ""
+    indicator: float | None = None
+    """What a reduced model says of its own solution, the largest over the time steps; None where none was asked."""
+    estimate: float | None = None
+    """Relative error that follows from the indicator by calibration; None where nothing was calibrated."""
 
     @property
     def valid(self) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from forebay.pipeline.chunks import chunk_bytes, leftovers, read_chunk
 from forebay.pipeline.dataset_info import DatasetInfo, dataset_info
-from forebay.pipeline.dataset_layout import COLUMNS, FIELD_DTYPE, array_chunk_file, is_raw, read_document
+from forebay.pipeline.dataset_layout import FIELD_DTYPE, array_chunk_file, is_raw, read_document
 from forebay.pipeline.dataset_reader import DatasetReader
 from forebay.pipeline.errors import DatasetError
 from forebay.pipeline.records import Outcome
@@ -180,7 +180,7 @@ def _check_coordinates(reader: DatasetReader) -> Iterator[Finding]:
 
 
 def _read_columns(reader: DatasetReader) -> tuple[dict[str, np.ndarray], list[Finding]]:
-    names = ["sample_id", *(c.name for c in COLUMNS), *(["parameters"] if reader.schema.parameters else [])]
+    names = ["sample_id", *(c.name for c in reader.columns), *(["parameters"] if reader.schema.parameters else [])]
     columns, findings = {}, []
     for name in names:
         try:
@@ -191,7 +191,7 @@ def _read_columns(reader: DatasetReader) -> tuple[dict[str, np.ndarray], list[Fi
 
 
 def _check_records(reader: DatasetReader, columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
-    if len(columns) < len(COLUMNS) + 1 + bool(reader.schema.parameters):
+    if len(columns) < len(reader.columns) + 1 + bool(reader.schema.parameters):
         yield Finding(Flaw.UNCHECKED, "records", "records were not checked against each other, since some are missing")
         return
     outcome, valid, residual, seeds = (columns[name] for name in ("outcome", "valid", "residual", "seed"))

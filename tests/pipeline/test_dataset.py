@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -18,11 +20,12 @@ from dataset_samples import (
 from forebay.pipeline.dataset import DatasetCoordinator, DatasetReader, DatasetWriter
 from forebay.pipeline.errors import DatasetError
 from forebay.pipeline.records import ChunkPlan, Field, Schema
+from forebay.pipeline.verify import dataset_info, verify
 
 STATIONARY = stationary_schema()
 TRANSIENT = transient_schema()
 PLAN = ChunkPlan("train", 11, 4)
-RECORDS = ["seed", "outcome", "method", "iterations", "residual", "seconds", "valid"]
+RECORDS = ["seed", "outcome", "method", "iterations", "residual", "seconds", "indicator", "estimate", "valid"]
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,45 @@ def test_a_block_beyond_the_prefix_can_be_read_back_by_whoever_resumes(tmp_path)
             reader.read_block(1)
 
 
+def test_a_reduced_sample_keeps_its_indicator_and_estimate_and_others_have_none(tmp_path):
+    coordinator, writer = open_new(tmp_path / "d.zarr")
+    block = make_block(STATIONARY, PLAN, 0)
+    reduced = dataclasses.replace(block.records[1], method="rom:3", indicator=0.25, estimate=0.0125)
+    records = [block.records[0], reduced, *block.records[2:]]
+    with coordinator:
+        writer.store(block)
+        coordinator.commit(0, records, block.arrays["parameters"])
+        coordinator.publish()
+    reader = DatasetReader(tmp_path / "d.zarr")
+    assert reader.read_block(0).records == records
+    assert reader.column("estimate")[1] == 0.0125
+    rows = {row.name: row for row in dataset_info(tmp_path / "d.zarr").methods}
+    assert rows["rom:3"].estimate_max == 0.0125
+    assert math.isnan(rows[records[0].method].estimate_max)
+
+
+def test_a_data_set_of_format_1_is_read_and_continued_without_the_newer_columns(tmp_path):
+    path = make_dataset(tmp_path / "d.zarr", STATIONARY, PLAN, chunks=[0])
+    as_format_1(path)
+    assert DatasetReader(path).read_block(0).records == make_block(STATIONARY, PLAN, 0).records
+    with DatasetCoordinator.open(path, STATIONARY, PLAN) as coordinator:
+        store_and_commit(DatasetWriter(path, STATIONARY, PLAN), coordinator, STATIONARY, [1, 2])
+        assert coordinator.publish() == 11
+    assert not (path / "estimate").exists()
+    assert [f for f in verify(path).findings if not f.flaw.is_note] == []
+    assert math.isnan(dataset_info(path).methods[0].estimate_max)
+
+
+def as_format_1(path):
+    """What a data set was before reduced models had columns."""
+    document = json.loads((path / "zarr.json").read_text())
+    document["attributes"]["forebay"]["format"] = 1
+    for name in ("indicator", "estimate"):
+        del document["consolidated_metadata"]["metadata"][name]
+        shutil.rmtree(path / name)
+    (path / "zarr.json").write_text(json.dumps(document))
+
+
 def test_publishing_without_news_touches_no_file(tmp_path):
     coordinator, writer = open_new(tmp_path / "d.zarr")
     with coordinator:
@@ -89,7 +131,9 @@ def test_publishing_rewrites_only_the_tail_of_the_record_arrays(tmp_path, monkey
     chunk_files = {name for name in written if "/c/" in name}
     assert chunk_files == {f"{c}/c/2" for c in RECORDS}
     assert written[-1] == "zarr.json", "the group's metadata makes everything visible, so it is last"
-    assert written.index("outcome/c/2") == 6, "the outcome vouches for the other records, so it is their last"
+    assert written.index("outcome/c/2") == len(chunk_files) - 1, (
+        "the outcome vouches for the other records, so it is their last"
+    )
 
 
 def test_committing_twice_changes_nothing(tmp_path):

@@ -63,8 +63,8 @@ def test_a_newer_format_and_a_broken_document_are_refused(tmp_path):
     path = make_dataset(tmp_path / "d.zarr", STATIONARY, PLAN, chunks=[])
     document = path / "zarr.json"
     text = document.read_text()
-    document.write_text(text.replace('"format": 1', '"format": 7'))
-    with pytest.raises(DatasetError, match="has format 7, this Forebay reads up to 1; upgrade Forebay"):
+    document.write_text(text.replace('"format": 2', '"format": 7'))
+    with pytest.raises(DatasetError, match="has format 7, this Forebay reads up to 2; upgrade Forebay"):
         DatasetReader(path)
     document.write_text(text[:100])
     with pytest.raises(DatasetError, match=r"zarr.json is not JSON .*restore it from a copy"):

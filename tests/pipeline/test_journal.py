@@ -295,3 +295,13 @@ def test_an_outcome_of_a_later_version_is_named():
     columns = records_to_columns([record()]) | {"outcome": ["ABDUCTED"]}
     with pytest.raises(RunError, match=r"outcome 'ABDUCTED' of sample 7 is unknown, .*CONVERGED, .* wrote it"):
         records_from_columns(columns)
+
+
+def test_columns_of_reduced_models_are_written_only_where_one_was_asked():
+    plain, reduced = record(), record(indicator=0.5, estimate=0.02)
+    assert "estimate" not in records_to_columns([plain])
+    columns = json.loads(json.dumps(records_to_columns([plain, reduced])))
+    assert columns["estimate"] == [None, 0.02]
+    assert records_from_columns(columns) == [plain, reduced]
+    with pytest.raises(RunError, match="columns of unequal length"):
+        records_from_columns(columns | {"indicator": [0.5]})
