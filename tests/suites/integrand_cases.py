@@ -1,4 +1,4 @@
-"""Fields such as a small elastoviscoplastic study leaves: strains of smooth modes, stresses with hot spots and fronts."""
+"""Fields as a small elastoviscoplastic study leaves them: smooth mode strains, stresses with hot spots and fronts."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""True errors of a reduced simulation against the full one, and whole fields from its few numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forebay.solvers.rom.basis import Basis, Run
+from forebay.solvers.rom.collective import total
+from forebay.solvers.rom.indicator import FLOOR
+from forebay.solvers.rom.online import ReducedTrajectory
+from forebay.solvers.rom.package import RomPackage
+
+if TYPE_CHECKING:
+    from forebay.solvers.fem.solid import SolidModel
+
+
+def displacement_field(basis: Basis, lifts: np.ndarray, reduced: ReducedTrajectory) -> np.ndarray:
+    """Displacements (s + 1, dofs) at the owned degrees of freedom, [mm]."""
+    modes = basis.displacement.modes[:, : basis.modes]
+    return reduced.coefficients @ modes.T + reduced.displacements @ lifts.T
+
+
+def plastic_field(basis: Basis, reduced: ReducedTrajectory) -> np.ndarray:
+    """Plastic strains p (s + 1, points) at the owned points by gappy POD, negative values set to zero."""
+    if basis.p is None:
+        return np.zeros((len(reduced.p_coefficients), len(basis.stress.weights) // 6))
+    return np.maximum(reduced.p_coefficients @ basis.p.modes.T, 0.0)
+
+
+def true_errors(model: SolidModel, basis: Basis, run: Run, reduced: ReducedTrajectory) -> np.ndarray:
+    """Relative L2 errors of displacement and p at every step, (s, 2), on every process; collective.
+
+    A displacement refers to the largest of the simulation so far, p to itself, both to at least one percent of what
+    the training knows: the same references as those of the indicators.
+    """
+    u, p = run.trajectory.displacement[1:], run.trajectory.p[1:]
+    u_error = _norms(model.comm, model.dof_weights, displacement_field(basis, model.lifts, reduced)[1:] - u)
+    p_error = _norms(model.comm, model.weights, plastic_field(basis, reduced)[1:] - p)
+    volume = float(total(model.comm, model.weights.sum()))
+    moved = np.maximum.accumulate(_norms(model.comm, model.dof_weights, u))
+    yielded = np.maximum(_norms(model.comm, model.weights, p), FLOOR * basis.p_scale * np.sqrt(volume))
+    errors = np.zeros((len(u), 2))
+    np.divide(u_error, np.maximum(moved, FLOOR * basis.displacement_scale), out=errors[:, 0])
+    np.divide(p_error, yielded, out=errors[:, 1], where=yielded > 0)
+    return errors
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a reduced simulation says about itself as a whole."""
+
+    indicator: float
+    """The larger of both, the largest over the steps."""
+    displacement: float
+    """Estimated error, relative to the largest displacement."""
+    p: float
+    """Estimated error, relative to the final p."""
+
+    @property
+    def estimate(self) -> float:
+        """The larger of both errors."""
+        return max(self.displacement, self.p)
+
+
+def judge(package: RomPackage, reduced: ReducedTrajectory) -> Judgement:
+    """Sum up the steps: each counts by how large displacement and p were then, beside the largest of the simulation.
+
+    A relative error of an early step, of a displacement that is small, hence counts little: it is the error of
+    the stored fields on the scale of the sample.
+    """
+    values = np.hstack([reduced.coefficients, np.zeros((len(reduced.times), package.extra)), reduced.displacements])[1:]
+    moved = np.sqrt(np.maximum(np.einsum("si,ij,sj->s", values, package.gram, values), 0.0))
+    yielded = np.linalg.norm(reduced.p[1:], axis=1)
+    weights = np.column_stack([_share(np.maximum.accumulate(moved)), _share(yielded)])
+    errors = (reduced.errors * weights).max(axis=0)
+    indicators = reduced.indicators * weights[:, ::-1]
+    return Judgement(float(indicators.max()), float(errors[0]), float(errors[1]))
+
+
+def _share(sizes: np.ndarray) -> np.ndarray:
+    largest = sizes.max()
+    return sizes / largest if largest > 0 else np.zeros_like(sizes)
+
+
+def calibration_pairs(model: SolidModel, basis: Basis, run: Run, reduced: ReducedTrajectory) -> np.ndarray:
+    """Indicators beside true errors of every step, (steps with finite indicators, 4); collective."""
+    pairs = np.hstack([reduced.indicators, true_errors(model, basis, run, reduced)])
+    return pairs[np.isfinite(pairs).all(axis=1)]
+
+
+def _norms(comm: Any, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """√(Σ w v²) of each row of v (k, rows), over all processes."""
+    return np.sqrt(total(comm, rows**2 @ weights))

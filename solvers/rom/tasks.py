@@ -1,0 +1,136 @@
+"""One full sample and what the reduced model learns from it: in this process, or as an MPI task on several.
+
+`solve_and_learn` is collective over the model's communicator.  `full_sample` has the signature of an MPI task
+(`cluster.mpi`): arrays and plain values in, arrays and plain values out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forebay.pipeline.stages import Draw
+from forebay.solvers.fem.solid_types import SolveError
+from forebay.solvers.problems import load_problem
+from forebay.solvers.problems.solid import SolidProblem
+from forebay.solvers.rom.basis import Run, Settings, basis_of
+from forebay.solvers.rom.collective import from_root
+from forebay.solvers.rom.library import Library
+from forebay.solvers.rom.offline import Origin, Reduced, enrich, make_package
+
+if TYPE_CHECKING:
+    from forebay.solvers.fem.solid import SolidModel
+
+_models: dict[str, tuple[SolidProblem, SolidModel]] = {}
+"""Models of a process that lives on between tasks, by everything that they are made from."""
+
+
+class FullSolveError(RuntimeError):
+    """The full model failed in a sample; the text says in which step and why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FullSample:
+    """What a full simulation left behind, in canonical order; arrays are None but on the first process."""
+
+    displacement: np.ndarray | None
+    """(s + 1, dofs), [mm]."""
+    p: np.ndarray | None
+    """(s + 1, points)."""
+    iterations: int
+    residual: float
+    """Relative, the largest over the steps."""
+    version: int
+    """Of the reduced model that knows this sample; 0 where none was asked to learn."""
+
+
+def solve_and_learn(
+    model: SolidModel, problem: SolidProblem, draw: Draw, *, name: str, learn: tuple[Library, Settings] | None
+) -> FullSample:
+    """Simulate one sample in full, and publish the version of the reduced model that knows it; collective.
+
+    Raises:
+        FullSolveError: the full model fails.
+        CubatureError: the enriched cubature misses its tolerance.
+        DatasetError: the disk is full.
+    """
+    history = problem.history(draw)
+    try:
+        trajectory = model.run(history)
+    except SolveError as error:
+        raise FullSolveError(str(error)) from error
+    version = 0
+    if learn is not None:
+        version = _publish(model, Run(history, trajectory), problem, name, *learn)
+    return FullSample(
+        _in_order(model, trajectory.displacement, model.dof_ids),
+        _in_order(model, trajectory.p, model.point_ids),
+        iterations=sum(record.iterations for record in trajectory.records),
+        residual=max(record.residuals[-1] for record in trajectory.records),
+        version=version,
+    )
+
+
+def full_sample(
+    comm: Any, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """`solve_and_learn` as an MPI task: `arrays` are the draw, `options` say which problem and where it learns.
+
+    Options: problem, problem_options, folder (of the study), rtol, and library and settings where it is to learn.
+    Where the full model fails the value is {"failure": why}.
+    """
+    problem, model = _model(comm, options)
+    learn = None
+    if options.get("library"):
+        learn = Library(Path(options["library"])), Settings(**options["settings"])
+    try:
+        sample = solve_and_learn(model, problem, dict(arrays), name=options["problem"], learn=learn)
+    except FullSolveError as error:
+        return {}, {"failure": str(error)}
+    if sample.displacement is None or sample.p is None:
+        return None
+    facts = {"iterations": sample.iterations, "residual": sample.residual, "version": sample.version}
+    return {"displacement": sample.displacement, "p": sample.p}, facts
+
+
+def _publish(
+    model: SolidModel, run: Run, problem: SolidProblem, name: str, library: Library, settings: Settings
+) -> int:
+    """Make the next version under the library's lock, which the first process holds; its number."""
+    with library.locked() if model.comm.rank == 0 else contextlib.nullcontext():
+        version, _ = from_root(model.comm, lambda: (library.latest, [None] * model.comm.size))
+        ranges = {parameter.name: (parameter.low, parameter.high) for parameter in problem.schema.parameters}
+        origin = Origin(name, problem.law, ranges, version + 1)
+        if version == 0:
+            reduced = make_package(model, basis_of(model, [run], settings), origin)
+        else:
+            package = library.package(version, problem.law)
+            known = Reduced(package, library.basis(version, model), 0.0)
+            reduced = enrich(model, known, [run], origin, rough=not _thins(origin.version))
+        library.publish(model, reduced)
+        model.comm.barrier()
+        return reduced.package.version
+
+
+def _thins(version: int) -> bool:
+    """Is the cubature selected anew?  At powers of two: points that have become superfluous are rid of now and then."""
+    return version & (version - 1) == 0
+
+
+def _in_order(model: SolidModel, rows: np.ndarray, ids: np.ndarray) -> np.ndarray | None:
+    """Columns of all processes in canonical order, for rows of times."""
+    gathered = model.gather(np.ascontiguousarray(rows.T), ids)
+    return None if gathered is None else np.ascontiguousarray(gathered.T)
+
+
+def _model(comm: Any, options: Mapping[str, Any]) -> tuple[SolidProblem, SolidModel]:
+    key = repr([options[name] for name in ("problem", "problem_options", "folder", "rtol")])
+    if key not in _models:
+        problem: Any = load_problem(options["problem"], options["problem_options"], folder=Path(options["folder"]))
+        _models[key] = problem, problem.model(comm, rtol=options["rtol"])
+    return _models[key]
