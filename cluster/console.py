@@ -17,6 +17,7 @@ from forebay.pipeline.errors import DatasetError, RunError
 if TYPE_CHECKING:
     from forebay.pipeline.records import Split
     from forebay.solvers.block_solver import BlockSolver
+    from forebay.solvers.rom.block_solver import SolidBlockSolver
 
 
 def print_status(run: Path) -> None:
@@ -79,7 +80,9 @@ def print_verification(path: Path, *, samples: int, rtol: float, seed: int) -> i
             solver = make_solver(reopen(folder.parent.resolve()).spec)
             split: Split = next(s for s, name in DATASETS.items() if name == folder.name)
 
-            def again(sample_id: int, solver: BlockSolver = solver, split: Split = split) -> Mapping[str, np.ndarray]:
+            def again(
+                sample_id: int, solver: BlockSolver | SolidBlockSolver = solver, split: Split = split
+            ) -> Mapping[str, np.ndarray]:
                 return solver.resolve(split, sample_id)[0]
 
             resolve = again

@@ -66,17 +66,15 @@ def _prepare(study: Any, study_folder: Path, folder: Path, source: Path) -> Prep
     from forebay.learners.models import check_model
     from forebay.learners.step import TrainOptions
     from forebay.learners.surrogate import IOSpec
-    from forebay.solvers.arms import check_method, check_order, facts_of, parse_method
+    from forebay.solvers.compose import check_solver
     from forebay.solvers.problems import check_contract, load_problem
 
     problem = load_problem(study.problem.name, study.problem.options, folder=study_folder)
     check_contract(problem)
-    method, facts = parse_method(study.solver.model_dump()), facts_of(problem)
-    check_method(method, facts)
-    check_order(method, facts, sort=study.solver.sort, guesses=study.solver.guesses)
+    check_solver(problem, study.solver)
     schema = problem.schema
     plan = make_plan(study, schema)
-    io = IOSpec.from_schema(schema)
+    io = IOSpec.from_schema(schema.only(study.learner.fields))
     check_model(study.learner.model.name, study.learner.model.options, io)
     make_loss(TrainOptions.from_study(study.learner, batches=plan.batches).loss, io)
     spec = RunSpec(study_from_dict(resolved(study, plan)), plan, schema, folder, study_folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.table import Table
 
 from forebay.cluster.terminal import make_console
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 DIRECT_SECONDS_4096 = 1.5e-3
 """Sampling, assembly and direct solve of a 64 x 64 five-point system on one core of 2020s server hardware."""
+NEWTON_SECONDS_1000 = 1e-2
+"""Law, assembly and factorisation of a solid of 1,000 unknowns, once."""
+NEWTON_ITERATIONS = 3
+"""A step."""
+REDUCED_SHARE = 0.15
+"""Of the full cost, over a stream in which most samples stay reduced."""
 TRAIN_FLOPS_PER_S = 4.0e10
 """Sustained float32 rate of one core in a training step."""
 
@@ -34,14 +41,26 @@ def forecast(prepared: Prepared) -> Forecast:
     from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
 
     spec = prepared.spec
-    unknowns = len(prepared.problem.pattern()[0]) - 1
-    one = DIRECT_SECONDS_4096 * (unknowns / 4096) ** 1.5
-    if len(spec.schema.times):
-        one = 1e-4 * spec.schema.steps * unknowns / 4096  # factorised once: two triangular solves a step
+    unknowns, one = _sample(prepared)
     model = spec.study.learner.model
-    surrogate = Surrogate(SurrogateConfig(IOSpec.from_schema(spec.schema), model.name, model.options))
+    surrogate = Surrogate(SurrogateConfig(IOSpec.from_schema(spec.learned), model.name, model.options))
     rate = spec.plan.learner_threads * TRAIN_FLOPS_PER_S / (3 * forward_flops(surrogate))
     return Forecast(unknowns, spec.plan.solvers / one, rate, surrogate.weights_count)
+
+
+def _sample(prepared: Prepared) -> tuple[int, float]:
+    """Unknowns, and seconds of one sample on one core."""
+    from forebay.solvers.problems.solid import is_solid
+
+    spec, problem = prepared.spec, prepared.problem
+    if is_solid(problem):
+        unknowns = int(np.prod(spec.schema.outputs[0].shape))
+        whole = NEWTON_SECONDS_1000 * (unknowns / 1000) ** 1.3 * NEWTON_ITERATIONS * int(problem.stored_steps[-1])
+        return unknowns, whole * (REDUCED_SHARE if spec.study.solver.method == "rom" else 1.0)
+    unknowns = len(problem.pattern()[0]) - 1
+    if len(spec.schema.times):
+        return unknowns, 1e-4 * spec.schema.steps * unknowns / 4096  # factorised once: two triangular solves a step
+    return unknowns, DIRECT_SECONDS_4096 * (unknowns / 4096) ** 1.5
 
 
 def print_plan(prepared: Prepared) -> None:

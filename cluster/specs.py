@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.plan import Plan
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from forebay.learners.learner import StreamLearner
     from forebay.pipeline.dataset import DatasetWriter
     from forebay.solvers.block_solver import BlockSolver
+    from forebay.solvers.rom.block_solver import SolidBlockSolver
 
 DATASETS: Mapping[Split, str] = {"train": "dataset.zarr", "validation": "validation.zarr"}
 
@@ -35,27 +36,34 @@ class RunSpec:
     study_folder: Path
     """Where relative names in the study ("my_problem.py:MyProblem") start."""
 
+    @property
+    def learned(self) -> Schema:
+        """The schema with the output fields that the learner is to learn."""
+        return self.schema.only(self.study.learner.fields)
+
     def dataset(self, split: Split) -> Path:
         """Folder of a split's data set."""
         return self.folder / DATASETS[split]
 
 
-def make_solver(spec: RunSpec) -> BlockSolver:
+def make_solver(spec: RunSpec) -> BlockSolver | SolidBlockSolver:
     """The PETSc stack."""
-    from forebay.solvers.arms import parse_method
-    from forebay.solvers.block_solver import BlockSolver
+    from forebay.solvers.compose import Sampling, SolidStudy, make_linear, make_solid
     from forebay.solvers.problems import load_problem
+    from forebay.solvers.problems.solid import is_solid
 
-    problem = load_problem(spec.study.problem.name, spec.study.problem.options, folder=spec.study_folder)
-    return BlockSolver(
-        problem,
-        parse_method(spec.study.solver.model_dump()),
-        run_seed=spec.study.seed,
-        plans=spec.plan.chunks,
-        design=spec.study.design,
-        sort=spec.study.solver.sort,
-        guesses=spec.study.solver.guesses,
-    )
+    name, options, table = spec.study.problem.name, spec.study.problem.options, spec.study.solver
+    problem: Any = load_problem(name, options, folder=spec.study_folder)
+    sampling = Sampling(spec.study.seed, spec.plan.chunks, spec.study.design)
+    if not is_solid(problem):
+        return make_linear(problem, table, sampling)
+    solid = SolidStudy(name, options, spec.study_folder, spec.folder, table)
+    full = None
+    if table.rom.ranks > 1:
+        from forebay.cluster.mpi_full import MpiFull
+
+        full = MpiFull(problem, solid)
+    return make_solid(problem, solid, sampling, full=full)
 
 
 def make_sinks(spec: RunSpec) -> dict[Split, DatasetWriter]:
@@ -78,7 +86,7 @@ def make_learner(spec: RunSpec, *, clock_zero: float, resume: bool) -> StreamLea
     from forebay.learners.learner import StreamLearner
 
     return StreamLearner.open(
-        spec.schema,
+        spec.learned,
         spec.study.learner,
         spec.plan,
         policy=spec.study.buffer.policy,

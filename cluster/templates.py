@@ -18,8 +18,7 @@ design = "random"             # or "sobol", "latin_hypercube": how scalar parame
 name = "{name}"{options}
 
 [solver]
-method = "direct"             # or "cg", "gmres" with a preconditioner
-rtol = 1e-8                   # true relative residual that certifies a sample
+{solver}
 
 [validation]
 samples = 128                 # with seeds of their own, solved first
@@ -28,7 +27,7 @@ every = 250                   # batches between two evaluations
 [buffer]
 policy = "reservoir"          # or "fifo", "firo"
 
-[learner]
+[learner]{fields}
 loss = "relative_l2"
 batch_size = 16
 batches = 1500                # length of training and of the schedule
@@ -42,8 +41,15 @@ name = "{model}"
 executor = "ray"              # or "local": one process
 """
 
-_WITHOUT_PLANE = ("heat", "darcy3d", "helmholtz3d", "darcy_fem", "elasticity")
-"""Problems in space or on a mesh, which `fno` does not take, and one that five numbers drive."""
+_LINEAR = """method = "direct"             # or "cg", "gmres" with a preconditioner, or "auto"
+rtol = 1e-8                   # true relative residual that certifies a sample"""
+_SOLID = """method = "rom"                # a reduced model that learns from the first samples; or "full"
+
+[solver.rom]
+tolerance = 0.03              # estimated relative error up to which a sample stays reduced"""
+_SOLIDS = ("necked_bar", "blade")
+_WITHOUT_PLANE = ("heat", "darcy3d", "helmholtz3d", "darcy_fem", "elasticity", *_SOLIDS)
+"""Problems in space or on a mesh, which `fno` does not take, and some that a few numbers drive."""
 
 
 def write_study(path: Path, problem: str) -> None:
@@ -61,4 +67,6 @@ def write_study(path: Path, problem: str) -> None:
         raise StudyError(f"{path} exists already and is not overwritten; name another file")
     model = "mlp" if problem in _WITHOUT_PLANE else "fno"
     options = "".join(f"\n# {option.name} = {option.default}" for option in known[problem].options)
-    path.write_text(STUDY.format(name=problem, model=model, options=options), encoding="utf-8")
+    solver, fields = (_SOLID, '\nfields = ["u"]                # or ["p"]') if problem in _SOLIDS else (_LINEAR, "")
+    study = STUDY.format(name=problem, model=model, options=options, solver=solver, fields=fields)
+    path.write_text(study, encoding="utf-8")

@@ -75,7 +75,7 @@ class IOSpec:
             grids = ", ".join(f"{f.name!r} on {dict(zip(f.dims, f.shape, strict=True))}" for f in outputs)
             raise ProblemError(
                 f"output fields {grids} differ in their grids; one surrogate predicts fields of one grid: "
-                "interpolate them to a common one in `fields`"
+                "choose some by learner.fields, or interpolate them to a common grid in the problem's `fields`"
             )
         dims = outputs[0].dims
         return cls(

@@ -28,6 +28,10 @@ class FieldInfo:
     """Of the published samples."""
 
 
+REDUCED = "rom"
+"""The method whose samples are certified by an estimate."""
+
+
 @dataclass(frozen=True, slots=True)
 class MethodInfo:
     """What one solver method did, over all samples that it was tried on."""
@@ -41,7 +45,7 @@ class MethodInfo:
     """Over its valid samples; NaN without any."""
     seconds_mean: float
     estimate_max: float
-    """Largest estimated error of a valid sample of a reduced model; NaN where none has an estimate."""
+    """Largest estimated error of a valid sample of the reduced model; NaN for every other method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,8 @@ def _methods(reader: DatasetReader, columns: Mapping[str, np.ndarray]) -> Iterat
             iterations_max=int(columns["iterations"][used].max()),
             residual_max=_largest(columns["residual"][certified]),
             seconds_mean=float(columns["seconds"][used].mean()),
-            estimate_max=_largest(estimates[certified & ~np.isnan(estimates)]),
+            # Of samples solved in full it is that of the reduced solution which was refused.
+            estimate_max=_largest(estimates[certified & ~np.isnan(estimates)]) if name == REDUCED else float("nan"),
         )
 
 

@@ -68,7 +68,7 @@ def make_plan(study: Study, schema: Schema, *, cores: int | None = None) -> Plan
     validation = ChunkPlan("validation", study.validation.samples, min(size, study.validation.samples))
     frames = study.samples * schema.steps
     scalars = len(schema.parameters) + (1 if schema.times else 0)
-    frame_bytes = sum(f.nbytes for f in (*schema.inputs, *schema.outputs)) + 4 * scalars
+    frame_bytes = sum(f.nbytes for f in (*schema.inputs, *_learned(study, schema).outputs)) + 4 * scalars
     capacity, threshold = _buffer_sizes(study, frames, frame_bytes)
     threads = min(study.learner.threads, cores)
     return Plan(
@@ -79,12 +79,22 @@ def make_plan(study: Study, schema: Schema, *, cores: int | None = None) -> Plan
         threshold=threshold,
         batches=study.learner.batches or max(1, frames // study.learner.batch_size),
         cores=cores,
-        solvers=study.solver.actors or max(1, cores - threads),
+        solvers=study.solver.actors or max(1, (cores - threads) // study.solver.rom.ranks),
         learner_threads=threads,
         learner_threads_after=min(study.learner.threads_after_production or cores, cores),
         block_bytes=size * schema.sample_nbytes,
         _batch_size=study.learner.batch_size,
     )
+
+
+def _learned(study: Study, schema: Schema) -> Schema:
+    try:
+        return schema.only(study.learner.fields)
+    except KeyError as error:
+        raise StudyError(
+            f"learner.fields names {error.args[0]!r}, which the problem does not put out; it has "
+            f"{', '.join(item.name for item in schema.outputs)}"
+        ) from None
 
 
 def _buffer_sizes(study: Study, frames: int, frame_bytes: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -138,6 +138,17 @@ class Schema:
                 return (len(self.times), *item.shape) if self.times else item.shape
         raise KeyError(name)
 
+    def only(self, outputs: Sequence[str]) -> Schema:
+        """The same with some of the output fields; all of them when none is named.
+
+        Raises:
+            KeyError: there is no such output field.
+        """
+        if not outputs:
+            return self
+        known = {item.name: item for item in self.outputs}
+        return replace(self, outputs=tuple(known[name] for name in outputs))
+
     @property
     def sample_nbytes(self) -> int:
         """Bytes of one sample's fields as stored (float32)."""
@@ -166,7 +177,7 @@ class SolveRecord:
     indicator: float | None = None
     """What a reduced model says of its own solution, the largest over the time steps; None where none was asked."""
     estimate: float | None = None
-    """Relative error that follows from the indicator by calibration; None where nothing was calibrated."""
+    """Relative error of that solution by calibration; where the sample was then solved in full, of what was refused."""
 
     @property
     def valid(self) -> bool:

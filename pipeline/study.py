@@ -55,11 +55,34 @@ class ArmTable(_Table):
     options: dict[str, OptionValue] = {}
 
 
+class RomTable(_Table):
+    """`[solver.rom]`: the reduced model of `method = "rom"`, which learns from the samples that it is not sure of."""
+
+    tolerance: Tolerance = 0.03
+    """Largest estimated relative error, of displacement and of plastic strain alike, of a sample that stays reduced."""
+    training: Annotated[int, Field(ge=2)] = 4
+    """Samples solved in full before a reduced one is believed."""
+    audit: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Share of the samples within the tolerance that are solved in full nevertheless, to check the estimates."""
+    displacement: Tolerance = 1e-4
+    """Projection error of the displacement modes."""
+    stress: Tolerance = 3e-3
+    """Projection error of the stress modes."""
+    p: Tolerance = 3e-3
+    """Projection error of the modes of plastic strain."""
+    cubature: Tolerance = 2e-3
+    """Residual of the reduced integration."""
+    test_modes: Annotated[int, Field(ge=0, le=32)] = 4
+    """Further modes for the error indicator."""
+    ranks: Count = 1
+    """MPI processes of a full sample; 1 solves it in the solver actor itself."""
+
+
 class SolverTable(_Table):
     """`[solver]`: how each sample is solved, and by how many actors."""
 
     method: str = "direct"
-    """"auto" learns while it solves which of several methods is the cheapest."""
+    """"auto" learns while it solves which of several methods is the cheapest; solids have "full" and "rom"."""
     preconditioner: str | None = None
     factor: Literal["auto", "petsc", "mumps"] = "auto"
     rtol: Tolerance = 1e-8
@@ -84,6 +107,7 @@ class SolverTable(_Table):
     """Solve the samples of a block along a chain of near neighbours."""
     guesses: Annotated[int, Field(ge=0, le=64)] = 0
     """Start iterations from the best combination of so many earlier solutions of the block."""
+    rom: RomTable = RomTable()
     actors: Count | None = None
     """Solver actors; by default every core that the learner does not use."""
 
@@ -132,6 +156,8 @@ class LearnerTable(_Table):
     """`[learner]`: what is trained, and how long."""
 
     model: ModelTable = ModelTable()
+    fields: tuple[str, ...] = ()
+    """Output fields to learn, all of one grid; empty: all. The data set keeps all of them in any case."""
     loss: Literal["relative_l2", "relative_h1", "mse"] = "relative_l2"
     batch_size: Count = 16
     batches: Count | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from forebay.pipeline.errors import ForebayError, ProblemError
-from forebay.pipeline.records import Field, Outcome, Schema, SolveRecord
+from forebay.pipeline.records import Outcome, Schema, SolveRecord
 from forebay.pipeline.stages import Draw, Problem, TransientProblem
 from forebay.solvers.assemble import System
 
@@ -105,11 +105,11 @@ class GuardedProblem:
     def draw(self, parameters: np.ndarray, rng: np.random.Generator, arrays: Arrays, position: int) -> Draw:
         """Draw the input fields and keep them with the parameters."""
         start = time.perf_counter()
-        inputs = _call("draw", self._problem.draw, parameters, rng)
+        inputs = call_problem("draw", self._problem.draw, parameters, rng)
         arrays["parameters"][position] = parameters
         for field in self.schema.inputs:
             kept = arrays[field.name][position]
-            _write(kept, inputs, field, "draw")
+            write_field(kept, inputs, field.name, field.shape, "draw")
             if not np.isfinite(kept).all():
                 raise SampleFault(Outcome.NONFINITE_INPUT, f"input {field.name!r} has values that float32 cannot hold")
         self._timings.draw += time.perf_counter() - start
@@ -118,12 +118,12 @@ class GuardedProblem:
     def assemble(self, draw: Draw) -> None:
         """Write matrix and right-hand side of the sample."""
         start = time.perf_counter()
-        _call("assemble", self._system.update, draw)
+        call_problem("assemble", self._system.update, draw)
         self._timings.assemble += time.perf_counter() - start
 
     def initial(self, problem: TransientProblem, draw: Draw) -> np.ndarray:
         """A copy of the initial state (n,)."""
-        state = np.array(_call("initial", problem.initial, draw), dtype=np.float64)
+        state = np.array(call_problem("initial", problem.initial, draw), dtype=np.float64)
         if state.shape != self._system.rhs.shape:
             raise ProblemError(f"initial() returned shape {state.shape}; the state has shape {self._system.rhs.shape}")
         return state
@@ -131,16 +131,16 @@ class GuardedProblem:
     def advance(self, problem: TransientProblem, draw: Draw, step: int, state: np.ndarray, rhs: np.ndarray) -> None:
         """Write the right-hand side of one step."""
         start = time.perf_counter()
-        _call("advance", problem.advance, draw, step, state, rhs)
+        call_problem("advance", problem.advance, draw, step, state, rhs)
         self._timings.assemble += time.perf_counter() - start
 
     def keep(self, arrays: Arrays, position: int, draw: Draw, solution: np.ndarray, step: int | None = None) -> None:
         """Write the output fields of one frame."""
         start = time.perf_counter()
-        fields = _call("fields", self._problem.fields, draw, solution)
+        fields = call_problem("fields", self._problem.fields, draw, solution)
         for field in self.schema.outputs:
             sample = arrays[field.name][position]
-            _write(sample if step is None else sample[step], fields, field, "fields")
+            write_field(sample if step is None else sample[step], fields, field.name, field.shape, "fields")
         self._timings.keep += time.perf_counter() - start
 
     def check_outputs(self, arrays: Arrays, position: int) -> None:
@@ -155,7 +155,7 @@ class GuardedProblem:
                 raise SampleFault(Outcome.NONFINITE_SOLUTION, message)
 
 
-def _call[**P, T](name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def call_problem[**P, T](name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run the problem's code; what it raises is that sample's outcome, unless it is an error meant for the user."""
     try:
         return function(*args, **kwargs)
@@ -165,11 +165,15 @@ def _call[**P, T](name: str, function: Callable[P, T], *args: P.args, **kwargs: 
         raise SampleFault(Outcome.PROBLEM_RAISED, f"{name}: {type(error).__name__}: {error}") from error
 
 
-def _write(target: np.ndarray, fields: Mapping[str, Any], field: Field, method: str) -> None:
-    """Cast one field to float32 in place; too large values become inf, which the caller refuses."""
-    value = fields.get(field.name)
-    if value is None or np.shape(value) != field.shape:
-        found = f"no field {field.name!r}" if value is None else f"{field.name!r} of shape {np.shape(value)}"
-        raise ProblemError(f"{method}() returned {found}; the schema says {field.name!r} of shape {field.shape}")
+def write_field(target: np.ndarray, fields: Mapping[str, Any], name: str, shape: tuple[int, ...], method: str) -> None:
+    """Cast one field to float32 in place; too large values become inf, which the caller refuses.
+
+    Raises:
+        ProblemError: the problem's `method` returned no such field, or one of another shape.
+    """
+    value = fields.get(name)
+    if value is None or np.shape(value) != shape:
+        found = f"no field {name!r}" if value is None else f"{name!r} of shape {np.shape(value)}"
+        raise ProblemError(f"{method}() returned {found}; the schema says {name!r} of shape {shape}")
     with np.errstate(over="ignore", invalid="ignore"):
         target[...] = value

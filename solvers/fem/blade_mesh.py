@@ -26,7 +26,7 @@ HOLES = ((0.15, 0.045), (0.34, 0.052), (0.55, 0.040))
 """Centre along the chord and radius of every hole, as parts of the chord."""
 _THICKNESS, _CAMBER, _CAMBER_AT, _TRAILING_EDGE = 0.21, 0.09, 0.45, 0.92
 """NACA four-digit shape, cut off before its trailing edge gets too thin for hexahedra."""
-_PIVOT = 0.4
+PIVOT = 0.4
 """What the twist turns about, along the chord."""
 SECTION_SIZE, LAYERS = 1.5, 12
 _GMSH_OPTIONS = {
@@ -53,21 +53,21 @@ def blade(comm: Any, size: float | None = None, layers: int | None = None) -> So
     Raises:
         ValueError: a size that is not positive or too large for the holes, no layer, or a size without Gmsh.
     """
+    return distribute(comm, lambda: blade_arrays(size, layers))
+
+
+def blade_arrays(size: float | None = None, layers: int | None = None) -> MeshArrays:
+    """What `blade` spreads; raises what it does."""
     if size is not None and not 0 < size <= 4.0:
         raise ValueError(f"size = {size} mm must be positive and at most 4, or the holes are not resolved")
     default = LAYERS if size is None else max(2, round(HEIGHT / (3 * size)))
-    count = default if layers is None else layers
-
-    def make() -> MeshArrays:
-        section = load_section(_FILE) if size is None else mesh_section(size)
-        return extrude(section, count, _place, ("root", "tip"))
-
-    return distribute(comm, make)
+    section = load_section(_FILE) if size is None else mesh_section(size)
+    return extrude(section, default if layers is None else layers, place, ("root", "tip"))
 
 
-def _place(points: np.ndarray) -> np.ndarray:
+def place(points: np.ndarray) -> np.ndarray:
     """Section coordinates and z in [0, 1] to space."""
-    x, y, z = points[:, 0] - _PIVOT * CHORD, points[:, 1], points[:, 2]
+    x, y, z = points[:, 0] - PIVOT * CHORD, points[:, 1], points[:, 2]
     scale, angle = 1 - (1 - TAPER) * z, TWIST * z
     cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
     return np.column_stack([cosine * x - sine * y, sine * x + cosine * y, HEIGHT * z])

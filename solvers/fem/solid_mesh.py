@@ -85,6 +85,13 @@ def necked_bar(
     Raises:
         ValueError: lengths that are not positive, or neck outside [0, 1).
     """
+    return distribute(comm, lambda: necked_bar_arrays(cells, length, width, neck))
+
+
+def necked_bar_arrays(
+    cells: Sequence[int] = (24, 6, 6), length: float = 40.0, width: float = 10.0, neck: float = 0.3
+) -> MeshArrays:
+    """What `necked_bar` spreads; raises what it does."""
     _refuse_not_positive(length=length, width=width)
     if not 0 <= neck < 1:
         raise ValueError(f"neck = {neck}, the part of the width that is missing at the middle, must lie in [0, 1)")
@@ -94,7 +101,7 @@ def necked_bar(
         local = width * (1 - neck * np.exp(-(((x - 0.5) / _NECK_WIDTH) ** 2)))
         return np.column_stack([length * x, local * (y - 0.5), local * (z - 0.5)])
 
-    return distribute(comm, lambda: block(cells, place))
+    return block(cells, place)
 
 
 def plate_with_hole(

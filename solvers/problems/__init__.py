@@ -31,6 +31,8 @@ PROBLEMS: Mapping[str, str] = {
     "helmholtz3d": "forebay.solvers.problems.helmholtz3d:Helmholtz3D",
     "darcy_fem": "forebay.solvers.problems.darcy_fem:DarcyFem",
     "elasticity": "forebay.solvers.problems.elasticity:Elasticity",
+    "necked_bar": "forebay.solvers.problems.necked_bar:NeckedBar",
+    "blade": "forebay.solvers.problems.blade:Blade",
 }
 """What `problem.name` may say besides "file.py:Class"."""
 

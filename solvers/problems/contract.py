@@ -14,18 +14,22 @@ from forebay.pipeline.errors import ForebayError, ProblemError
 from forebay.pipeline.records import Field, Schema
 from forebay.pipeline.sampling import Design, draw_parameters, sample_generator
 from forebay.pipeline.stages import Problem
+from forebay.solvers.materials.history import History
+from forebay.solvers.problems.solid import SolidProblem, is_solid
 
 _COMMON = ("schema", "symmetry", "draw", "fields")
 _NUMPY = ("pattern", "assemble")
 _TRANSIENT = ("fixed_matrix", "initial", "advance")
+_SOLID = ("schema", "law", "stored_steps", "model", "draw", "history", "fields")
 _SYMMETRIES = ("spd", "symmetric", "general")
 _SEED = 20_261
 
 
-def check_contract(problem: Problem) -> None:
+def check_contract(problem: Problem | SolidProblem) -> None:
     """Draw one sample, assemble it, and look at everything that the problem returns; nothing is solved.
 
-    A problem that brings its own `system` (it assembles through another library) is asked for its draws only.
+    A problem that brings its own `system` (it assembles through another library) is asked for its draws only, a
+    solid for its draws and histories.
 
     Raises:
         ProblemError: the first broken promise, with what was found and what was expected.
@@ -33,6 +37,9 @@ def check_contract(problem: Problem) -> None:
     asked = _Asked(problem, type(problem).__name__)
     schema = asked.schema()
     draw = asked.draw(schema)
+    if asked.is_solid:
+        asked.history(draw, schema)
+        return
     if hasattr(type(problem), "system"):
         return
     indptr, indices = asked.pattern()
@@ -50,6 +57,11 @@ class _Asked:
 
     problem: Any
     name: str
+
+    @property
+    def is_solid(self) -> bool:
+        """Is it simulated in time by a full or a reduced model, instead of solved as a linear system?"""
+        return is_solid(self.problem)
 
     def call(self, method: str, *arguments: Any) -> Any:
         return self._guard(method, lambda: getattr(self.problem, method)(*arguments))
@@ -71,22 +83,48 @@ class _Asked:
 
     def schema(self) -> Schema:
         """The schema, if it is consistent in itself."""
-        self._require(_COMMON, "a problem")
-        if not hasattr(type(self.problem), "system"):
-            self._require((*_COMMON, *_NUMPY), "a problem")
+        if self.is_solid:
+            self._require(_SOLID, "a solid")
+        else:
+            self._require(_COMMON, "a problem")
+            if not hasattr(type(self.problem), "system"):
+                self._require((*_COMMON, *_NUMPY), "a problem")
         schema = self._guard("schema", lambda: self.problem.schema)
         if not isinstance(schema, Schema):
             raise ProblemError(f"{self.name}.schema is a {type(schema).__name__}; make it a property with a Schema")
-        if schema.times:
-            self._require(_TRANSIENT, "a problem with times in its schema")
-        symmetry = self._guard("symmetry", lambda: self.problem.symmetry)
-        if symmetry not in _SYMMETRIES:
-            raise ProblemError(f"{self.name}.symmetry is {symmetry!r}; choose one of {', '.join(_SYMMETRIES)}")
+        if not self.is_solid:
+            self._check_linear(schema)
         self._check_names(schema)
         self._check_axes(schema)
         if any(after <= before for before, after in zip((0.0, *schema.times), schema.times, strict=False)):
             raise ProblemError(f"{self.name}.schema.times must rise from above 0; the initial state is not stored")
         return schema
+
+    def _check_linear(self, schema: Schema) -> None:
+        if schema.times:
+            self._require(_TRANSIENT, "a problem with times in its schema")
+        symmetry = self._guard("symmetry", lambda: self.problem.symmetry)
+        if symmetry not in _SYMMETRIES:
+            raise ProblemError(f"{self.name}.symmetry is {symmetry!r}; choose one of {', '.join(_SYMMETRIES)}")
+
+    def history(self, draw: Mapping[str, Any], schema: Schema) -> None:
+        """The history of one draw, and whether the stored times are its own."""
+        history = self.call("history", draw)
+        if not isinstance(history, History):
+            raise ProblemError(f"{self.name}.history returned a {type(history).__name__}; return a History")
+        steps = np.asarray(self._guard("stored_steps", lambda: self.problem.stored_steps))
+        whole = steps.ndim == 1 and len(steps) and steps.dtype.kind in "iu"
+        if not whole or np.any(np.diff(steps, prepend=0) < 1) or steps[-1] > history.steps:
+            raise ProblemError(
+                f"{self.name}.stored_steps is {steps}; give ascending numbers from 1 to {history.steps}, the steps of "
+                f"the history"
+            )
+        same = len(steps) == len(schema.times) and np.allclose(history.times[steps], schema.times, rtol=1e-12)
+        if not same:
+            raise ProblemError(
+                f"{self.name}.schema.times is {schema.times}, but the history has {history.times[steps]} at the stored "
+                f"steps"
+            )
 
     def _check_names(self, schema: Schema) -> None:
         if not schema.outputs:

@@ -14,7 +14,7 @@ from forebay.pipeline.errors import ProblemError, StudyError
 from forebay.pipeline.stages import Problem, StructuredProblem, TransientProblem
 from forebay.solvers.problems import PROBLEMS, check_contract, describe_problems, load_problem
 
-GRID_PROBLEMS = [name for name in PROBLEMS if name not in ("darcy_fem", "elasticity")]
+GRID_PROBLEMS = [name for name in PROBLEMS if name not in ("darcy_fem", "elasticity", "necked_bar", "blade")]
 
 ROD = '''
 from __future__ import annotations

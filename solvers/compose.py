@@ -1,0 +1,137 @@
+"""From a problem and the study's `[solver]` table to the object that solves blocks, and what is refused before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from forebay.pipeline.errors import StudyError
+from forebay.pipeline.records import ChunkPlan, Split
+from forebay.pipeline.sampling import DesignKind
+from forebay.pipeline.stages import Problem
+from forebay.pipeline.study import SolverTable
+from forebay.solvers.arms import check_method, check_order, facts_of, parse_method
+from forebay.solvers.problems.solid import SolidProblem, is_solid
+
+_SOLID_METHODS = ("full", "rom")
+_SOLID_KEYS = ("method", "rtol", "actors", "rom")
+LIBRARY = "rom"
+"""Folder of the reduced model's versions in a run folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which samples there are, and what each is drawn from."""
+
+    run_seed: int
+    plans: Mapping[Split, ChunkPlan]
+    design: DesignKind = "random"
+
+
+def check_solver(problem: Problem | SolidProblem, table: SolverTable) -> None:
+    """Refuse what cannot work, before anything is solved.
+
+    Raises:
+        StudyError: a method that does not fit the problem, or a key that would be passed over in silence.
+        ProblemError: a pattern and a grid that contradict each other.
+    """
+    if is_solid(problem):
+        solid_method(table)
+        return
+    if table.method in _SOLID_METHODS or table.rom != SolverTable().rom:
+        what = "method = " + repr(table.method) if table.method in _SOLID_METHODS else "rom"
+        raise StudyError(
+            f"solver.{what} is for solids (necked_bar, blade), whose samples are simulations; this problem is a linear "
+            f"system: choose direct, cg, gmres, gcrodr, ..., or auto"
+        )
+    method, facts = parse_method(linear_table(table)), facts_of(cast(Problem, problem))
+    check_method(method, facts)
+    check_order(method, facts, sort=table.sort, guesses=table.guesses)
+
+
+def linear_table(table: SolverTable) -> dict[str, Any]:
+    """What of it concerns linear systems."""
+    return table.model_dump(exclude={"rom"})
+
+
+def solid_method(table: SolverTable) -> str:
+    """Either "full" or "rom"; the table's default, "direct", stands for the first.
+
+    Raises:
+        StudyError: another method, or a key that a solid has no use for.
+    """
+    default = SolverTable()
+    method = "full" if table.method == default.method else table.method
+    if method not in _SOLID_METHODS:
+        raise StudyError(
+            f"solver.method = {table.method!r} solves linear systems, and this problem is a solid; choose "
+            f'"full", or "rom", which learns a reduced model'
+        )
+    for key in SolverTable.model_fields:
+        if key not in _SOLID_KEYS and getattr(table, key) != getattr(default, key):
+            raise StudyError(f"solver.{key} = {getattr(table, key)!r} has no use for a solid; leave it out")
+    if method == "full" and table.rom.model_copy(update={"ranks": 1}) != default.rom:
+        raise StudyError('solver.rom has no use with solver.method = "full", but for ranks; set method = "rom"')
+    return method
+
+
+def make_linear(problem: Problem, table: SolverTable, sampling: Sampling) -> Any:
+    """The solver of linear systems."""
+    from forebay.solvers.block_solver import BlockSolver
+
+    return BlockSolver(
+        problem,
+        parse_method(linear_table(table)),
+        run_seed=sampling.run_seed,
+        plans=sampling.plans,
+        design=sampling.design,
+        sort=table.sort,
+        guesses=table.guesses,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SolidStudy:
+    """What a full sample is made from, wherever it is solved."""
+
+    name: str
+    """`problem.name` of the study."""
+    options: Mapping[str, Any]
+    study_folder: Path
+    run_folder: Path
+    table: SolverTable
+
+    @property
+    def library(self) -> Path | None:
+        """Where the reduced model's versions are; None for a study without."""
+        return self.run_folder / LIBRARY if solid_method(self.table) == "rom" else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Fields of `rom.basis.Settings`."""
+        return self.table.rom.model_dump(include={"displacement", "stress", "p", "cubature", "test_modes"})
+
+
+def make_solid(problem: SolidProblem, study: SolidStudy, sampling: Sampling, *, full: Any = None) -> Any:
+    """The solver of solids; `full` solves whole samples, by default in this process."""
+    from forebay.solvers.rom.basis import Settings
+    from forebay.solvers.rom.block_solver import RomRule, SolidBlockSolver
+    from forebay.solvers.rom.library import Library
+    from forebay.solvers.rom.local_full import LocalFull
+
+    rom, folder = study.table.rom, study.library
+    library = None if folder is None else Library(folder)
+    if full is None:
+        learn = None if library is None else (library, Settings(**study.settings))
+        full = LocalFull(problem, name=study.name, rtol=study.table.rtol, learn=learn)
+    return SolidBlockSolver(
+        problem,
+        full,
+        library=library,
+        rule=RomRule(rom.tolerance, rom.training, rom.audit),
+        run_seed=sampling.run_seed,
+        plans=sampling.plans,
+        design=sampling.design,
+    )
