@@ -28,8 +28,8 @@ from forebay.solvers.rom.errors import Judgement, displacement_field, judge, pla
 from forebay.solvers.rom.library import Library
 from forebay.solvers.rom.offline import CubatureError
 from forebay.solvers.rom.online import ReducedModel, ReducedSolveError, ReducedTrajectory
-from forebay.solvers.rom.tasks import FullSample, FullSolveError
-from forebay.solvers.sample import Arrays, Row, SampleFault, Timings, write_field
+from forebay.solvers.rom.tasks import FullSample, FullSolveError, HistoryError, history_of, told_of_history
+from forebay.solvers.sample import Arrays, Row, SampleFault, Timings, call_problem, write_field
 
 if TYPE_CHECKING:
     from forebay.solvers.fem.solid import SolidModel
@@ -62,6 +62,7 @@ class FullSolver(Protocol):
         """One sample; with `learn` the library then has a version that knows it.
 
         Raises:
+            HistoryError: the sample's history is at fault.
             FullSolveError: the model has no solution that was found.
         """
         ...
@@ -177,7 +178,10 @@ class SolidBlockSolver:
             return _Verdict(reason="there is no reduced model yet")
         start = time.perf_counter()
         try:
-            trajectory = version.model.run(self._problem.history(draw))
+            with told_of_history():
+                trajectory = version.model.run(history_of(self._problem, draw))
+        except HistoryError as error:
+            raise SampleFault(Outcome.PROBLEM_RAISED, str(error)) from error
         except ReducedSolveError as error:
             return _Verdict(reason=f"version {version.number} of the reduced model: {error}")
         finally:
@@ -209,8 +213,9 @@ class SolidBlockSolver:
         start = time.perf_counter()
         try:
             sample = self._full.solve(draw, learn=learn)
+        except HistoryError as error:
+            raise SampleFault(Outcome.PROBLEM_RAISED, str(error)) from error
         except FullSolveError as error:
-            row.method = FULL
             raise SampleFault(Outcome.DIVERGED, str(error)) from error
         except CubatureError as error:
             raise ProblemError(f"the reduced model cannot learn from sample {row.sample_id}: {error}") from error
@@ -238,7 +243,7 @@ class SolidBlockSolver:
         """Cast the stored times to float32 fields."""
         start = time.perf_counter()
         steps = self._problem.stored_steps
-        fields = self._problem.fields(displacement[steps], p[steps])
+        fields = call_problem("fields", self._problem.fields, displacement[steps], p[steps])
         for item in self._schema.outputs:
             target = arrays[item.name][row.position]
             write_field(target, fields, item.name, target.shape, "fields")
@@ -250,11 +255,14 @@ class SolidBlockSolver:
     def _draw(self, split: Split, row: Row, arrays: Arrays) -> Draw:
         start = time.perf_counter()
         parameters = draw_parameters(self._schema, self._designs[split], row.sample_id)
-        inputs = self._problem.draw(parameters, keyed_generator(row.seed))
+        inputs = call_problem("draw", self._problem.draw, parameters, keyed_generator(row.seed))
         arrays["parameters"][row.position] = parameters
         for item in self._schema.inputs:
             target = arrays[item.name][row.position]
             write_field(target, inputs, item.name, target.shape, "draw")
+            if not np.isfinite(target).all():
+                message = f"input {item.name!r} has values that float32 cannot hold"
+                raise SampleFault(Outcome.NONFINITE_INPUT, message)
         self.timings.draw += time.perf_counter() - start
         return {**inputs, "parameters": parameters}
 

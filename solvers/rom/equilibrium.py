@@ -95,14 +95,17 @@ class ReducedEquilibrium:
         self.points = Points(package, slice(0, package.force_points), law)
         weights = package.weights[: package.force_points]
         self._root_weights = np.sqrt(np.repeat(weights, TENSOR))
-        rows = self.points.modes.reshape(-1, package.modes)
+        self._strains = np.ascontiguousarray(package.strains[: package.force_points])
+        rows = self._strains.reshape(-1, package.modes + package.extra)
         self._test = np.ascontiguousarray(rows.T * np.repeat(weights, TENSOR))
-        self._strain_norm = float(np.linalg.norm(rows.T * self._root_weights))
+        self._strain_norm = float(np.linalg.norm(rows.T[: package.modes] * self._root_weights))
         self._loads = np.ascontiguousarray(package.loads[:, : package.modes])
         self._external = np.zeros(package.modes)
         self._residual = np.empty(package.modes)
-        self._tangent_rows = np.empty_like(self.points.modes)
+        self._tangent_rows = np.empty_like(self._strains)
         self._rounding = 0.0
+        self.stiffness: np.ndarray | None = None
+        """Of modes and test modes, (n + e, n + e), where the last correction was computed; None if none was needed."""
 
     def solve(self, law: Law, drive: Drive, variables: np.ndarray, guess: np.ndarray) -> Solution:
         """From internal variables (m, k) and a guess of γ (n,); `points.response` then belongs to the solution.
@@ -113,6 +116,7 @@ class ReducedEquilibrium:
         """
         self.points.lift(drive.displacements)
         self._external = drive.loads @ self._loads
+        self.stiffness = None
         coefficients, size = guess, self._evaluate(law, drive, variables, guess)
         self._rounding = ROUNDING * self._strain_norm * self._stress_scale()
         for iteration in range(self._max_iterations + 1):
@@ -129,7 +133,7 @@ class ReducedEquilibrium:
     def _evaluate(self, law: Law, drive: Drive, variables: np.ndarray, coefficients: np.ndarray) -> float:
         """Norm of the residual, which is kept."""
         self.points.update(law, drive, variables, coefficients, tangent=True)
-        np.matmul(self._test, self.points.response.stress.reshape(-1), out=self._residual)
+        np.matmul(self._test[: len(self._residual)], self.points.response.stress.reshape(-1), out=self._residual)
         np.subtract(self._external, self._residual, out=self._residual)
         return norm(self._residual)
 
@@ -155,10 +159,10 @@ class ReducedEquilibrium:
 
     def _direction(self) -> np.ndarray:
         modes = len(self._residual)
-        np.matmul(self.points.response.tangent, self.points.modes, out=self._tangent_rows)
-        stiffness = self._test @ self._tangent_rows.reshape(-1, modes)
+        np.matmul(self.points.response.tangent, self._strains, out=self._tangent_rows)
+        self.stiffness = self._test @ self._tangent_rows.reshape(-1, len(self._test))
         try:
-            return np.linalg.solve(stiffness, self._residual)
+            return np.linalg.solve(self.stiffness[:modes, :modes], self._residual)
         except np.linalg.LinAlgError:
             raise NotConvergedError("the reduced tangent is singular", np.inf) from None
 

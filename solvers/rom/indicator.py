@@ -50,31 +50,35 @@ class Estimator:
         reference = max(norm(p), self._p_floor)
         return fitted, misfit / reference if reference else 0.0
 
-    def correction(self, loads: np.ndarray, response: Response) -> np.ndarray:
+    def correction(self, loads: np.ndarray, response: Response, stiffness: np.ndarray | None = None) -> np.ndarray:
         """Δ (n + e,): one Newton correction in modes and test modes, from an equilibrium in the modes alone.
+
+        With the given stiffness (n + e, n + e) of a state nearby, or else that of the response's tangents.
 
         Raises:
             LinAlgError: the tangent of all modes is singular.
         """
         columns = self._strains.shape[2]
         residual = loads @ self._loads - self._test @ response.stress.reshape(-1)
-        rows = np.matmul(response.tangent, self._strains).reshape(-1, columns)
-        return np.linalg.solve(self._test @ rows, residual)
+        if stiffness is None:
+            stiffness = self._test @ np.matmul(response.tangent, self._strains).reshape(-1, columns)
+        return np.linalg.solve(stiffness, residual)
 
     def displacement_norm(self, coefficients: np.ndarray, displacements: np.ndarray) -> float:
         """L2 norm of Σⱼ γⱼ φⱼ + Σᵢ gᵢ dᵢ, [mm^2.5]."""
         values = np.concatenate([coefficients, np.zeros(self._extra), displacements])
         return self._norm(values)
 
-    def imbalance(self, loads: np.ndarray, response: Response) -> float:
+    def imbalance(self, loads: np.ndarray, response: Response, stiffness: np.ndarray | None = None) -> float:
         """|Δ|, [mm^2.5]; inf if it cannot be computed, 0 without test modes.
 
-        `response` holds stress (f, 6) and tangent (f, 6, 6) at the f points of positive weight.
+        `response` holds stress (f, 6) and tangent (f, 6, 6) at the f points of positive weight; `stiffness` spares its
+        assembly, see `correction`.
         """
         if self._extra == 0:
             return 0.0
         try:
-            correction = self.correction(loads, response)
+            correction = self.correction(loads, response, stiffness)
         except np.linalg.LinAlgError:
             return np.inf
         return self._norm(np.concatenate([correction, np.zeros(len(self._gram) - len(correction))]))

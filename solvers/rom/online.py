@@ -125,7 +125,7 @@ class ReducedModel:
         peak = max(state.peak, norm)
         fitted, gappy = self._estimator.gappy(plastic_strain(history.law, state.variables))
         response = self._equilibrium.points.response
-        imbalance = self._estimator.imbalance(history.loads[k], response)
+        imbalance = self._estimator.imbalance(history.loads[k], response, self._equilibrium.stiffness)
         worst = max(state.worst, imbalance)
         indicators = Indicators(gappy, self._estimator.equilibrium(imbalance, worst, peak))
         errors = self.package.calibration.estimate(indicators)

@@ -7,15 +7,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forebay.pipeline.errors import ForebayError
 from forebay.pipeline.stages import Draw
 from forebay.solvers.fem.solid_types import SolveError
+from forebay.solvers.materials.history import History, Temperature
 from forebay.solvers.problems import load_problem
 from forebay.solvers.problems.solid import SolidProblem
 from forebay.solvers.rom.basis import Run, Settings, basis_of
@@ -32,6 +34,10 @@ _models: dict[str, tuple[SolidProblem, SolidModel]] = {}
 
 class FullSolveError(RuntimeError):
     """The full model failed in a sample; the text says in which step and why."""
+
+
+class HistoryError(ValueError):
+    """A sample's history cannot be simulated: the problem's code raised, or model or law refuse what it says."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,13 +61,15 @@ def solve_and_learn(
     """Simulate one sample in full, and publish the version of the reduced model that knows it; collective.
 
     Raises:
+        HistoryError: the sample's history is at fault.
         FullSolveError: the full model fails.
         CubatureError: the enriched cubature misses its tolerance.
         DatasetError: the disk is full.
     """
-    history = problem.history(draw)
+    history = history_of(problem, draw)
     try:
-        trajectory = model.run(history)
+        with told_of_history():
+            trajectory = model.run(history)
     except SolveError as error:
         raise FullSolveError(str(error)) from error
     version = 0
@@ -74,6 +82,43 @@ def solve_and_learn(
         residual=max(record.residuals[-1] for record in trajectory.records),
         version=version,
     )
+
+
+def history_of(problem: SolidProblem, draw: Draw) -> History:
+    """The history of a sample; what the problem's code raises, its temperature later on included, is a `HistoryError`.
+
+    Raises:
+        HistoryError: the problem's code raised.
+    """
+    with _as_history_error("history", Exception):
+        history = problem.history(draw)
+        return replace(history, temperature=_Temperature(history.temperature))
+
+
+def told_of_history() -> contextlib.AbstractContextManager[None]:
+    """Inside runs a model; its ValueError says that it, or its law, refuses the history, and becomes a HistoryError."""
+    return _as_history_error("history", ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Temperature:
+    """A problem's temperature, guarded."""
+
+    function: Temperature
+
+    def __call__(self, positions: np.ndarray, time: float) -> np.ndarray:
+        with _as_history_error("temperature", Exception):
+            return np.ascontiguousarray(self.function(positions, time), float)
+
+
+@contextlib.contextmanager
+def _as_history_error(what: str, kind: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except (ForebayError, HistoryError):
+        raise
+    except kind as error:
+        raise HistoryError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def full_sample(
