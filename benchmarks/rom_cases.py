@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from forebay.solvers.fem.solid import SolidModel
+from forebay.solvers.fem.solid import SolidModel, Support, UnitLoad
 from forebay.solvers.petsc import petsc
 from forebay.solvers.problems.necked_bar import NeckedBar
 from forebay.solvers.rom.basis import Run
@@ -44,6 +44,8 @@ class Bar:
 
     cells: tuple[int, int, int]
     steps: int = 40
+    multigrid: bool = False
+    """GMRES with algebraic multigrid instead of MUMPS."""
 
     @functools.cached_property
     def problem(self) -> NeckedBar:
@@ -52,7 +54,8 @@ class Bar:
     @functools.cached_property
     def model(self) -> SolidModel:
         petsc()
-        return self.problem.model(importlib.import_module("mpi4py.MPI").COMM_SELF)
+        model = self.problem.model(importlib.import_module("mpi4py.MPI").COMM_SELF)
+        return model if not self.multigrid else with_multigrid(model)
 
     @property
     def origin(self) -> Origin:
@@ -73,6 +76,13 @@ class Errors:
 
     displacement: float
     p: float
+
+
+def with_multigrid(model: SolidModel) -> SolidModel:
+    """The bar's model with the other linear solver."""
+    supports = [Support("x_min", "x"), Support("x_min & y_min", "y"), Support("x_min & z_min", "z")]
+    loads = [UnitLoad("traction", "traction", where="x_max", vector=(1.0, 0.0, 0.0))]
+    return SolidModel(model.mesh, supports, loads, linear="gamg")
 
 
 def errors(bar: Bar, run: Run, displacement: np.ndarray, p: np.ndarray) -> Errors:

@@ -101,6 +101,12 @@ def test_logistic_probabilities_are_those_of_the_noise():
         assert choice.confidence == pytest.approx(1 / (1 + np.exp(-2 * abs(x))), abs=0.03)
 
 
+def test_without_information_the_probability_is_the_frequency():
+    labels = np.repeat([0, 1], [27, 3])
+    choice = fit("logistic", np.full((30, 1), 0.7), labels, (0, 27)).choose(np.array([0.7]))
+    assert (choice.cluster, choice.confidence) == (0, pytest.approx(0.9, abs=1e-4))
+
+
 def test_equal_votes_go_to_the_nearest_neighbour():
     features = np.array([[0.0], [1.0], [2.1], [9.0], [9.5]])
     classifier = fit("3 neighbours", features, np.array([0, 1, 2, 2, 2]), (0, 1, 3))

@@ -143,6 +143,16 @@ def test_small_clusters_are_dissolved_into_the_nearest():
     assert larger.cost > partition.cost
 
 
+def test_the_smallest_of_several_small_clusters_is_dissolved_first():
+    """It makes the other one large enough."""
+    matrix = distances(np.array([0.0, 0.1, 0.2, 4.0, 4.1, 9.0, 9.1, 9.2, 9.3])[:, None])
+    partition = k_medoids(matrix, 3)
+    assert partition.sizes == (3, 2, 4)
+    larger = merged(matrix, partition, lambda members: len(members) >= 4)
+    assert larger.sizes == (5, 4)
+    assert larger.medoids == (partition.medoids[0], partition.medoids[2])
+
+
 def test_merging_begins_with_the_smallest_and_ends_with_one():
     matrix, _ = planted(7)
     partition = k_medoids(matrix, 3)
