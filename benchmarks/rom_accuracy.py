@@ -129,8 +129,8 @@ def main() -> int:
     report.say(table(COLUMNS, rows))
     report.say(
         "\nn displacement modes, m points, those at weight 0 included.  Full: the median of its simulations with the "
-        f"faster linear solver.  The largest mesh has {STEPS_LARGE} steps, one held-out set, and multigrid alone.  Offline includes the "
-        "leave-one-out calibration, the training simulations not."
+        f"faster linear solver.  The largest mesh has {STEPS_LARGE} steps, one held-out set, and multigrid alone.  "
+        "Offline includes the leave-one-out calibration, the training simulations not."
     )
     points = [row["m"] for row in found.values()]
     spread = max(abs(m - statistics.median(points)) for m in points) / statistics.median(points)

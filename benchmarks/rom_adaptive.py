@@ -128,6 +128,8 @@ def stream(bar: Bar, reduced: Reduced, samples: int) -> Stream:
             true = reduced_errors(bar, run, latest, again)
             covered += judge(latest.package, again).estimate >= max(true.displacement, true.p)
             worst.append(true)
+    if not checked:
+        full_s.append(bar.run(LOW).trajectory.seconds)
     largest = Errors(max(e.displacement for e in worst), max(e.p for e in worst))
     late = sum(number_ >= samples // 2 for number_ in full_at) / (samples - samples // 2)
     return Stream(len(full_at), samples, spent, statistics.median(full_s), largest, len(checked), covered, late)
