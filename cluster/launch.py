@@ -241,6 +241,8 @@ def _conclude(prepared: Prepared, ending: Finish, progress: Any) -> int:
     from forebay.pipeline.summary import summarise
 
     folder = prepared.spec.folder
+    if ending.status == "complete" and prepared.spec.study.solver.method == "rom":
+        _judge_bases(prepared.spec)
     summary = summarise(folder)
     try:
         _write_atomically(folder / "summary.json", summary.to_json())
@@ -251,6 +253,18 @@ def _conclude(prepared: Prepared, ending: Finish, progress: Any) -> int:
         report = f"could not be written ({error.strerror}); make room, then `forebay report {folder}`"
     progress.conclude(ending, summary, report)
     return EXIT_STATUS[ending.status]
+
+
+def _judge_bases(spec: RunSpec) -> None:
+    """Leave in the journal whether several reduced bases would have done better than one, and why."""
+    from forebay.pipeline.dataset_reader import DatasetReader
+    from forebay.pipeline.journal import Journal
+    from forebay.solvers.rom.run_gain import judge_run
+
+    decision = judge_run(DatasetReader(spec.dataset("train")), spec.schema.outputs[0].name)
+    journal = Journal(spec.folder / "journal.jsonl")
+    journal.append("local_bases", decision=decision)
+    journal.close()
 
 
 def _create_datasets(

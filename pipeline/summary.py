@@ -65,6 +65,7 @@ def summarise_log(log: RunLog, *, writing: bool) -> Summary:
         methods=tuple(_methods(log)),
         sorted_path=ratio(sum(block.path[1] for block in log.blocks), sum(block.path[0] for block in log.blocks)),
         arms=tuple(sorted(_arms(log), key=lambda row: (math.isnan(row.median_s), row.median_s))),
+        local_bases=str((log.last("local_bases") or {}).get("decision", {}).get("reason", "")),
         stages=stages,
         bottleneck=bottleneck,
         bottleneck_reason=why,

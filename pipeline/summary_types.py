@@ -124,9 +124,11 @@ class Summary(_Frozen):
     dropped: tuple[Dropped, ...]
     methods: tuple[MethodRow, ...]
     arms: tuple[ArmRow, ...]
-    """Cheapest first; empty unless the method was "auto"."""
+    """Cheapest first; empty unless the method was "auto" or "rom"."""
     sorted_path: float
     """Distance from sample to sample as solved over that as numbered; NaN unless samples were sorted."""
+    local_bases: str
+    """Whether several reduced bases would have done better than one, and why; "" where nobody asked."""
     stages: tuple[Stage, ...]
     bottleneck: StageName | Literal["none", "unknown"]
     bottleneck_reason: str

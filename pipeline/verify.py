@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from forebay.pipeline.chunks import chunk_bytes, leftovers, read_chunk
-from forebay.pipeline.dataset_info import DatasetInfo, dataset_info
+from forebay.pipeline.dataset_info import REDUCED, DatasetInfo, dataset_info
 from forebay.pipeline.dataset_layout import FIELD_DTYPE, array_chunk_file, is_raw, read_document
 from forebay.pipeline.dataset_reader import DatasetReader
 from forebay.pipeline.errors import DatasetError
@@ -23,6 +23,11 @@ __all__ = ["DatasetInfo", "Finding", "Flaw", "Resolve", "VerifyReport", "dataset
 
 Resolve = Callable[[int], Mapping[str, np.ndarray]]
 """Draws and solves the sample of an id again; its fields by name, shapes as in the schema, time axis included."""
+
+_SLACK = 3.0
+"""By how much the true error of a reduced sample may exceed the estimate that it was believed with."""
+_FLOOR = 0.01
+"""Of a field's largest norm among the samples compared: the least that errors of reduced ones refer to."""
 
 _logger = logging.getLogger(__name__)
 
@@ -107,7 +112,8 @@ def verify(
     Looks at every published row.  Metadata of all arrays agree; every chunk file is there with its exact size; valid
     samples are finite in all fields, the others all NaN; records make sense; residuals of valid samples are at most
     `residual_tolerance`.  With `resolve`, `samples` valid samples chosen by `seed` are solved again and must satisfy
-    ‖stored - again‖₂ <= rtol ‖again‖₂ in every field.
+    ‖stored - again‖₂ <= rtol ‖again‖₂ in every field.  A sample of a reduced model is compared with the full one, and
+    its bound is three times `study.solver.rom.tolerance`, the largest estimated error with which it was believed.
 
     Good values: rtol 1e-5.  Fields are stored in float32, so 1e-6 is the least that makes sense; where a sample was
     solved by another method the difference can reach the condition number times the solver's tolerance.
@@ -130,7 +136,8 @@ def verify(
     worst: dict[str, float] = {}
     if resolve is not None and "valid" in columns:
         chosen = _choose(columns["valid"], samples, seed)
-        findings += _check_again(reader, resolve, chosen, rtol, worst)
+        bounds = _bounds(reader, columns, chosen, rtol)
+        findings += _check_again(reader, resolve, bounds, worst)
     findings += _notes(reader)
     return VerifyReport(path, reader.samples, opened, tuple(findings), chosen, worst)
 
@@ -275,10 +282,48 @@ def _choose(valid: np.ndarray, samples: int, seed: int) -> tuple[int, ...]:
     return tuple(sorted(generator.choice(ids, min(samples, len(ids)), replace=False).tolist()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """How far a sample may be from what it is when solved again."""
+
+    rtol: float
+    floors: Mapping[str, float] = field(default_factory=dict)
+    """Field by field, the least that a difference refers to; 0 where none is given."""
+
+
+def _bounds(
+    reader: DatasetReader, columns: Mapping[str, np.ndarray], chosen: tuple[int, ...], rtol: float
+) -> dict[int, _Bound]:
+    """Of each chosen sample."""
+    exact = _Bound(rtol)
+    tolerance = _reduced_tolerance(reader.attributes)
+    if tolerance is None or REDUCED not in reader.methods or "method" not in columns:
+        return dict.fromkeys(chosen, exact)
+    reduced = columns["method"] == reader.methods.index(REDUCED)
+    believed = _Bound(_SLACK * tolerance, {name: _floor(reader, name, chosen) for name in reader.layout.fields})
+    return {sample: believed if reduced[sample] else exact for sample in chosen}
+
+
+def _reduced_tolerance(attributes: Mapping[str, Any]) -> float | None:
+    """`study.solver.rom.tolerance`."""
+    node: Any = attributes
+    for key in ("study", "solver", "rom", "tolerance"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return None if node is None else float(node)
+
+
+def _floor(reader: DatasetReader, name: str, chosen: tuple[int, ...]) -> float:
+    try:
+        values = reader.read(name, chosen).reshape(len(chosen), -1)
+    except DatasetError:
+        return 0.0  # told where samples are compared
+    return _FLOOR * float(np.linalg.norm(values.astype(np.float64), axis=1).max(initial=0.0))
+
+
 def _check_again(
-    reader: DatasetReader, resolve: Resolve, chosen: tuple[int, ...], rtol: float, worst: dict[str, float]
+    reader: DatasetReader, resolve: Resolve, bounds: Mapping[int, _Bound], worst: dict[str, float]
 ) -> Iterator[Finding]:
-    for sample in chosen:
+    for sample, bound in bounds.items():
         try:
             fresh = resolve(sample)
         except Exception as error:
@@ -288,11 +333,11 @@ def _check_again(
             yield Finding(Flaw.NOT_REPRODUCED, f"sample {sample}", sentence)
             continue
         for name in reader.layout.fields:
-            yield from _compare(reader, sample, name, fresh.get(name), rtol, worst)
+            yield from _compare(reader, sample, name, fresh.get(name), bound, worst)
 
 
 def _compare(
-    reader: DatasetReader, sample: int, name: str, fresh: np.ndarray | None, rtol: float, worst: dict[str, float]
+    reader: DatasetReader, sample: int, name: str, fresh: np.ndarray | None, bound: _Bound, worst: dict[str, float]
 ) -> Iterator[Finding]:
     try:
         stored = reader.read(name, [sample])[0].astype(np.float64)
@@ -304,16 +349,22 @@ def _compare(
         sentence = f"sample {sample} solved again has {found} for {name!r} of shape {stored.shape}"
         yield Finding(Flaw.NOT_REPRODUCED, name, sentence)
         return
-    difference = _relative_difference(stored, np.asarray(fresh, dtype=np.float64))
+    floor = bound.floors.get(name, 0.0)
+    difference = _relative_difference(stored, np.asarray(fresh, dtype=np.float64), floor)
     worst[name] = max(worst.get(name, 0.0), difference)
-    if not difference <= rtol:
-        sentence = f"sample {sample} solved again differs by {difference:.2e} (relative L2) in {name!r}, above {rtol:g}"
+    if not difference <= bound.rtol:
+        sentence = (
+            f"sample {sample} solved again differs by {difference:.2e} (relative L2) in {name!r}, above {bound.rtol:g}"
+        )
         yield Finding(Flaw.NOT_REPRODUCED, name, sentence)
 
 
-def _relative_difference(stored: np.ndarray, fresh: np.ndarray) -> float:
-    """‖stored - fresh‖₂ / ‖fresh‖₂; 0 where both vanish, inf where only `fresh` does or anything is not finite."""
-    difference, scale = float(np.linalg.norm(stored - fresh)), float(np.linalg.norm(fresh))
+def _relative_difference(stored: np.ndarray, fresh: np.ndarray, floor: float = 0.0) -> float:
+    """‖stored - fresh‖₂ / max(‖fresh‖₂, floor).
+
+    It is 0 where both vanish, inf where only the denominator does or anything is not finite.
+    """
+    difference, scale = float(np.linalg.norm(stored - fresh)), max(float(np.linalg.norm(fresh)), floor)
     if difference == 0:
         return 0.0
     ratio = difference / scale if scale else float("inf")

@@ -17,6 +17,28 @@ type Ask = Callable[..., list[Any]]
 """ask(method, *arguments): what that method of every rank's helper returned, in the order of ranks."""
 
 
+class Alone:
+    """The communicator of one process, without MPI."""
+
+    rank, size = 0, 1
+
+    def allgather(self, value: Any) -> list[Any]:
+        """What it got."""
+        return [value]
+
+    def gather(self, value: Any) -> list[Any]:
+        """What it got."""
+        return [value]
+
+    def bcast(self, value: Any) -> Any:
+        """What it got."""
+        return value
+
+    def scatter(self, values: Sequence[Any]) -> Any:
+        """The only one."""
+        return values[0]
+
+
 def refuse(comm: Any, complaint: str) -> None:
     """Raise on every rank if any rank complains; "" is no complaint.  Collective.
 
