@@ -240,7 +240,7 @@ class _March:
         found = ReducedTrajectory(
             part.times, part.loads, part.displacements, rows, stress, p, p_rows, (result,), state, 0.0
         )
-        return calibration.update(calibration_pairs(self.model, self.reduced.basis, run, found))
+        return calibration.update(calibration_pairs(self.model, self.reduced.basis, run, found, peak=self._state.peak))
 
     def _reduced_state(self, k: int, full: SolidState) -> ReducedState:
         """The full state as the enriched model sees it."""

@@ -111,7 +111,7 @@ class Basis:
         """With further runs; collective.
 
         Raises:
-            ValueError: snapshots that are not finite.
+            ValueError: no runs, or snapshots that are not finite.
         """
         fields = _Snapshots.of(model, runs)
         comm, settings = model.comm, self.settings
@@ -130,17 +130,11 @@ def basis_of(model: SolidModel, runs: Sequence[Run], settings: Settings) -> Basi
     """From full simulations on one mesh; collective.
 
     Raises:
-        ValueError: no runs, runs without any displacement or stress, or fewer snapshots than `settings.modes`.
+        ValueError: no runs, or runs without any displacement or stress.
     """
-    if not runs:
-        raise ValueError("a basis of no simulations; give at least one")
     fields = _Snapshots.of(model, runs)
     comm = model.comm
     displacement = pod(fields.displacement, model.dof_weights, comm, tolerance=_SPARE * settings.displacement)
-    if settings.modes is not None and settings.modes > displacement.snapshots:
-        raise ValueError(
-            f"{settings.modes} modes of {displacement.snapshots} snapshots; simulate more, or ask for fewer modes"
-        )
     rows, weights = component_rows(fields.stress.reshape(model.points, 6, -1), model.weights)
     return _assembled(
         displacement,
@@ -166,6 +160,8 @@ class _Snapshots:
 
     @classmethod
     def of(cls, model: SolidModel, runs: Sequence[Run]) -> _Snapshots:
+        if not runs:
+            raise ValueError("a basis of no simulations; give at least one")
         lifts = model.lifts
         whole = np.hstack([run.trajectory.displacement[1:].T for run in runs])
         lifted = np.hstack([lifts @ run.history.displacements[1:].T for run in runs])

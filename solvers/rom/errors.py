@@ -30,17 +30,20 @@ def plastic_field(basis: Basis, reduced: ReducedTrajectory) -> np.ndarray:
     return np.maximum(reduced.p_coefficients @ basis.p.modes.T, 0.0)
 
 
-def true_errors(model: SolidModel, basis: Basis, run: Run, reduced: ReducedTrajectory) -> np.ndarray:
+def true_errors(
+    model: SolidModel, basis: Basis, run: Run, reduced: ReducedTrajectory, *, peak: float = 0.0
+) -> np.ndarray:
     """Relative L2 errors of displacement and p at every step, (s, 2), on every process; collective.
 
     A displacement refers to the largest of the simulation so far, p to itself, both to at least one percent of what
-    the training knows: the same references as those of the indicators.
+    the training knows: the same references as those of the indicators.  `peak` is the largest norm of a displacement
+    before a run that is a later part of a simulation, [mm^2.5].
     """
     u, p = run.trajectory.displacement[1:], run.trajectory.p[1:]
     u_error = _norms(model.comm, model.dof_weights, displacement_field(basis, model.lifts, reduced)[1:] - u)
     p_error = _norms(model.comm, model.weights, plastic_field(basis, reduced)[1:] - p)
     volume = float(total(model.comm, model.weights.sum()))
-    moved = np.maximum.accumulate(_norms(model.comm, model.dof_weights, u))
+    moved = np.maximum(np.maximum.accumulate(_norms(model.comm, model.dof_weights, u)), peak)
     yielded = np.maximum(_norms(model.comm, model.weights, p), FLOOR * basis.p_scale * np.sqrt(volume))
     errors = np.zeros((len(u), 2))
     np.divide(u_error, np.maximum(moved, FLOOR * basis.displacement_scale), out=errors[:, 0])
@@ -69,14 +72,14 @@ def judge(package: RomPackage, reduced: ReducedTrajectory) -> Judgement:
     """Sum up the steps: each counts by how large displacement and p were then, beside the largest of the simulation.
 
     A relative error of an early step, of a displacement that is small, hence counts little: it is the error of
-    the stored fields on the scale of the sample.
+    the stored fields on the scale of the sample.  What could not be estimated is infinite whatever its weight.
     """
     values = np.hstack([reduced.coefficients, np.zeros((len(reduced.times), package.extra)), reduced.displacements])[1:]
     moved = np.sqrt(np.maximum(np.einsum("si,ij,sj->s", values, package.gram, values), 0.0))
     yielded = np.linalg.norm(reduced.p[1:], axis=1)
     weights = np.column_stack([_share(np.maximum.accumulate(moved)), _share(yielded)])
-    errors = (reduced.errors * weights).max(axis=0)
-    indicators = reduced.indicators * weights[:, ::-1]
+    errors = _weighted(reduced.errors, weights).max(axis=0)
+    indicators = _weighted(reduced.indicators, weights[:, ::-1])
     return Judgement(float(indicators.max()), float(errors[0]), float(errors[1]))
 
 
@@ -85,9 +88,22 @@ def _share(sizes: np.ndarray) -> np.ndarray:
     return sizes / largest if largest > 0 else np.zeros_like(sizes)
 
 
-def calibration_pairs(model: SolidModel, basis: Basis, run: Run, reduced: ReducedTrajectory) -> np.ndarray:
-    """Indicators beside true errors of every step, (steps with finite indicators, 4); collective."""
-    pairs = np.hstack([reduced.indicators, true_errors(model, basis, run, reduced)])
+def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Products, where values are finite; ∞ stays what it is, also times 0."""
+    return np.multiply(values, weights, out=values.copy(), where=np.isfinite(values))
+
+
+def calibration_pairs(
+    model: SolidModel, basis: Basis, run: Run, reduced: ReducedTrajectory, *, peak: float = 0.0
+) -> np.ndarray:
+    """Indicators beside `true_errors` of every step, (steps with finite indicators, 4); collective.
+
+    Errors of p are 0, which do not count, where the basis has no modes of p: they are 1 whatever the indicators say,
+    and say nothing of the basis that will have some.
+    """
+    pairs = np.hstack([reduced.indicators, true_errors(model, basis, run, reduced, peak=peak)])
+    if basis.p is None:
+        pairs[:, 3] = 0.0
     return pairs[np.isfinite(pairs).all(axis=1)]
 
 

@@ -18,17 +18,20 @@ import json
 import os
 import secrets
 import shutil
+import struct
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from forebay.pipeline.chunks import write_atomically
+from forebay.pipeline.chunks import sync_folder, write_atomically
 from forebay.pipeline.errors import RunError
 from forebay.solvers.materials.law import Law
 from forebay.solvers.rom.basis import Basis, Settings
+from forebay.solvers.rom.collective import from_root
 from forebay.solvers.rom.offline import Reduced
 from forebay.solvers.rom.package import PackageError, RomPackage
 from forebay.solvers.rom.pod import Pod
@@ -39,6 +42,13 @@ if TYPE_CHECKING:
 _PACKAGE, _BASIS = "package.npz", "basis.npz"
 _KEPT_BASES = 2
 """The latest, and the one before: a reader may be at it."""
+_DAMAGE = (
+    *(zipfile.BadZipFile, EOFError, KeyError, OSError, OverflowError, RuntimeError, SyntaxError, ValueError),
+    struct.error,
+)
+"""What the operating system, zipfile, numpy and JSON say of a file that is missing or was changed."""
+_ORTHONORMAL = 1e-6
+"""How far modes may be from orthonormal on the model's mesh: rounding, far below what another mesh makes of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +75,14 @@ class Library:
         path = self._path(version) / _PACKAGE
         try:
             return RomPackage.load(path, law)
-        except (PackageError, FileNotFoundError) as error:
+        except (PackageError, OSError) as error:
             raise RunError(f"version {version} of the reduced model cannot be used: {error}") from error
 
     def basis(self, version: int, model: SolidModel) -> Basis:
-        """A version's basis, each process its rows.
+        """A version's basis, each process its rows; collective.
 
         Raises:
-            RunError: it is missing or damaged, or its mesh is not the model's.
+            RunError: on every process: it is missing or damaged, or its mesh is not the model's.
         """
         return load_basis(self._path(version) / _BASIS, model)
 
@@ -91,21 +101,28 @@ class Library:
         """Make a version visible; collective, and the first process should hold the lock.
 
         Raises:
-            RunError: there is such a version already.
-            DatasetError: the disk is full.
+            RunError: on every process: there is such a version already.
+            DatasetError: on every process: the disk is full.
         """
         gathered = _gathered(model, reduced.basis)
-        if gathered is None:
-            return
-        version = reduced.package.version
+
+        def write() -> tuple[None, list[None]]:
+            self._write(reduced.package, cast(bytes, gathered))
+            return None, [None] * model.comm.size
+
+        from_root(model.comm, write)
+
+    def _write(self, package: RomPackage, basis: bytes) -> None:
+        version = package.version
         final = self._path(version)
         if final.exists():
             raise RunError(f"{final} exists already; a version is published once, by whoever holds the lock")
         draft = self.folder / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            reduced.package.save(draft / _PACKAGE)
-            write_atomically(draft / _BASIS, [gathered])
+            package.save(draft / _PACKAGE)
+            write_atomically(draft / _BASIS, [basis])
             os.replace(draft, final)
+            sync_folder(self.folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         for old in range(1, version - _KEPT_BASES + 1):
@@ -116,22 +133,41 @@ class Library:
 
 
 def load_basis(path: Path, model: SolidModel) -> Basis:
-    """Read what `Library.publish` wrote, each process its own rows.
+    """Read what `Library.publish` wrote, each process its own rows; collective.
 
     Raises:
-        RunError: no such file, a damaged one, or one of another mesh.
+        RunError: on every process: no such file, a damaged one, or one of another mesh.
     """
+    weights, basis, complaint = model.dof_weights, None, ""  # the weights are collective when first asked for
     try:
-        with np.load(path, allow_pickle=False) as file:
-            stored = dict(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise RunError(f"basis {str(path)!r} cannot be read ({error}); remove its version's folder") from error
+        basis = _restored(path, model, weights)
+    except RunError as error:
+        complaint = str(error)
+    except _DAMAGE as error:
+        complaint = f"basis {str(path)!r} cannot be read ({error!r}); remove its version's folder"
+    complaints = [text for text in model.comm.allgather(complaint) if text]
+    if complaints or basis is None:
+        raise RunError(complaints[0])
+    for pod in (basis.displacement, basis.stress):
+        gram = pod.project(pod.modes, model.comm)
+        if not np.allclose(gram, np.eye(len(gram)), rtol=0, atol=_ORTHONORMAL):
+            raise RunError(_other_mesh(path, "lengths or volumes"))
+    return basis
+
+
+def _restored(path: Path, model: SolidModel, dof_weights: np.ndarray) -> Basis:
+    """The file as it is, each process its rows; not collective."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():  # numpy does not notice damage behind the last byte that it reads
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+    with np.load(path, allow_pickle=False) as file:
+        stored = dict(file)
     dofs = _rows(stored["dof_ids"], model.dof_ids, path, "degrees of freedom")
     points = _rows(stored["point_ids"], model.point_ids, path, "quadrature points")
     facts = json.loads(stored["facts"].tobytes())
     stress = stored["stress"][points]
     return Basis(
-        displacement=_pod(stored["displacement"][dofs], stored, "displacement", facts, model.dof_weights),
+        displacement=_pod(stored["displacement"][dofs], stored, "displacement", facts, dof_weights),
         modes=facts["modes"],
         stress=_pod(
             stress.reshape(len(stress) * 6, stress.shape[2]), stored, "stress", facts, np.repeat(model.weights, 6)
@@ -159,7 +195,9 @@ def _gathered(model: SolidModel, basis: Basis) -> bytes | None:
     chosen = model.comm.gather((model.point_ids[basis.peaks], model.point_ids[basis.points]))
     if chosen is None:
         return None
-    arrays |= {name: np.concatenate([part[k] for part in chosen]) for k, name in enumerate(("peaks", "points"))}
+    peaks, points = zip(*chosen, strict=True)
+    ranking = np.argsort(np.concatenate([np.arange(len(part)) for part in peaks]), kind="stable")
+    arrays |= {"peaks": np.concatenate(peaks)[ranking], "points": np.concatenate(points)}
     arrays |= {f"{name}_values": item.singular_values for name, item in pods.items()}
     facts = {
         "modes": basis.modes,
@@ -183,8 +221,15 @@ def _rows(stored: np.ndarray, owned: np.ndarray, path: Path, what: str) -> np.nd
     """Where the owned ids stand among the stored ones, which are ascending."""
     rows = np.searchsorted(stored, owned)
     if len(owned) and (rows.max() >= len(stored) or not np.array_equal(stored[rows], owned)):
-        raise RunError(f"basis {str(path)!r} has other {what} than the model; it was made on another mesh")
+        raise RunError(_other_mesh(path, what))
     return rows
+
+
+def _other_mesh(path: Path, what: str) -> str:
+    return (
+        f"basis {str(path)!r} has other {what} than the model: it was made on another mesh; open it with the problem "
+        f"that it was made for, or remove its version's folder"
+    )
 
 
 def _owned(ids: np.ndarray, point_ids: np.ndarray) -> np.ndarray:

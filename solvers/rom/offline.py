@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEVEL = 0.90
+"""Share of the pairs that the estimates of a new model cover."""
+
 
 class CubatureError(RuntimeError):
     """The cubature misses its tolerance whatever points are added."""
@@ -62,21 +65,23 @@ class Reduced:
 def build(model: SolidModel, runs: Sequence[Run], origin: Origin, settings: Settings | None = None) -> Reduced:
     """A reduced model of full runs, its indicators calibrated on runs that it was not made from; collective.
 
-    With three runs or more each is left out once, a reduced model is made of the others, and what its indicators said
-    is paired with its true errors (leave-one-out); with fewer the training runs themselves have to do, which makes the
-    estimates too good.
+    Indicators are paired with true errors on the training runs, which makes the estimates too good, and, from three
+    runs on, on each run with a model of the others (leave-one-out), which makes them too bad, as these are poorer
+    models.  The truth lies between: on 13 held-out runs of a necked bar with four training runs the estimates of
+    displacement covered 85 % with the former pairs alone at a median ratio of 2.0 to the true error, 100 % at 4.8 with
+    the latter alone, 93 % at 2.6 with both and `LEVEL`.
 
     Raises:
-        ValueError: no runs, or fewer snapshots than modes asked for.
+        ValueError: no runs, or runs without any displacement or stress.
         CubatureError: the cubature misses its tolerance.
     """
     settings = settings or Settings()
     basis = basis_of(model, runs, settings)
     reduced = make_package(model, basis, origin)
-    pairs = (
-        held_out_pairs(model, runs, origin, settings) if len(runs) > 2 else own_pairs(model, runs, reduced, origin.law)
-    )
-    return calibrated(reduced, Calibration(pairs))
+    pairs = own_pairs(model, runs, reduced, origin.law)
+    if len(runs) > 2:
+        pairs = np.vstack([held_out_pairs(model, runs, origin, settings), pairs])
+    return calibrated(reduced, Calibration(pairs, LEVEL))
 
 
 def enrich(model: SolidModel, reduced: Reduced, runs: Sequence[Run], origin: Origin, *, rough: bool = False) -> Reduced:
@@ -110,8 +115,9 @@ def make_package(model: SolidModel, basis: Basis, origin: Origin, *, rough: bool
     cubature_points, weights, residual = _cubature(model, basis, strains, rough)
     points, weights = _with_reconstruction(basis, cubature_points, weights, model.comm)
     p_modes = basis.p.modes if basis.p is not None else np.zeros((model.points, 0))
-    rows = _Rows(model.comm, points, order=weights > 0)
-    hot = _Rows(model.comm, basis.peaks[~np.isin(basis.peaks, points)])
+    rows = _Rows(model.comm, points, ranking=weights == 0)
+    peaks = basis.peaks[~np.isin(basis.peaks, points)]
+    hot = _Rows(model.comm, peaks, ranking=np.arange(len(peaks)))
     columns = np.hstack([basis.displacement.modes, model.lifts])
     watched = _watched(model, basis)
     package = RomPackage(
@@ -211,11 +217,10 @@ def _with_reconstruction(
 class _Rows:
     """Gathers rows of distributed arrays at chosen owned points, in one order for all arrays, to every process."""
 
-    def __init__(self, comm: Any, points: np.ndarray, order: np.ndarray | None = None) -> None:
-        """`order` (chosen,) bool: those marked come first."""
+    def __init__(self, comm: Any, points: np.ndarray, *, ranking: np.ndarray) -> None:
+        """`ranking` (chosen,): the smallest come first, of equals those of the first process."""
         self._comm, self._points = comm, points
-        marks = np.concatenate(comm.allgather(np.ones(len(points), bool) if order is None else order))
-        self._order = np.argsort(~marks, kind="stable")
+        self._order = np.argsort(np.concatenate(comm.allgather(ranking)), kind="stable")
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Of an array over owned points."""

@@ -42,8 +42,8 @@ def judge_run(dataset: DatasetReader, field: str) -> dict[str, object]:
         return found.to_dict()
     decision = found.decision
     reason = (
-        f"{len(decision.medoids)} local bases would have {decision.gain.gain:.2f} times less error than one at n = {MODES}, "
-        f"from {decision.threshold:g} on they pay; this run used one"
+        f"{len(decision.medoids)} local bases would have {decision.gain.gain:.2f} times less error than one at "
+        f"n = {MODES}, from {decision.threshold:g} on they pay; this run used one"
     )
     return decision.to_dict() | {"local": False, "reason": reason}
 

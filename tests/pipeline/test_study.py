@@ -56,6 +56,15 @@ def test_overrides_replace_values_and_make_tables(study_file):
         (MINIMAL + "[solver]\nrtol = 0.0\n", r"solver.rtol = 0.0 is not allowed: it should be greater than 0"),
         (MINIMAL + "[buffer]\npolicy = 'lifo'\n", r"buffer.policy = \"lifo\" is not allowed: .* 'fifo', 'firo'"),
         (MINIMAL + "[buffer]\ncapacity = 8\nthreshold = 8\n", r"threshold 8 must be below capacity 8.*use at most 7"),
+        (MINIMAL + "[solver.rom]\ntolerance = 1.5\n", r"solver.rom.tolerance = 1.5 is not allowed: .* less than 1"),
+        (MINIMAL + "[solver.rom]\ntolerance = 0.0\n", r"solver.rom.tolerance = 0.0 is not allowed: .*than 0"),
+        (MINIMAL + "[solver.rom]\ntraining = 1\n", r"solver.rom.training = 1 is not allowed: .*equal to 2"),
+        (MINIMAL + "[solver.rom]\naudit = 1.5\n", r"solver.rom.audit = 1.5 is not allowed: .*less than or equal to 1"),
+        (MINIMAL + "[solver.rom]\ncubature = 1.0\n", r"solver.rom.cubature = 1.0 is not allowed: .*less than 1"),
+        (MINIMAL + "[solver.rom]\ntest_modes = 33\n", r"solver.rom.test_modes = 33 is not allowed: .*equal to 32"),
+        (MINIMAL + "[solver.rom]\nranks = 0\n", r"solver.rom.ranks = 0 is not allowed: .*equal to 1"),
+        (MINIMAL + "[solver.rom]\ntolerence = 0.1\n", r"solver.rom.tolerence = 0.1 .*did you mean 'tolerance'\?"),
+        (MINIMAL + "[learner]\nfields = 'u'\n", r"learner.fields = \"u\" is not allowed: it should be a valid tuple"),
         ("name = 'x'\n", r"problem is missing; add it to the study"),
         ("name = tiny", r"is not valid TOML: .*strings need quotes"),
         (MINIMAL.replace('"tiny"', '"../up"'), r"name = \"../up\" is not allowed"),
@@ -131,3 +140,39 @@ def test_a_resolved_study_plans_to_itself(samples, cores, size):
     again = study_from_dict(resolved(first, plan))
     assert make_plan(again, schema()) == plan
     assert resolved(again, plan) == resolved(first, plan)
+
+
+def bar_schema():
+    nodes, cells = Field("u", ("node", "component"), (6, 3)), Field("p", ("cell",), (5,))
+    return Schema((Parameter("k", 1.0, 2.0),), (Field("a", ("node",), (6,)),), (nodes, cells), times=(0.5, 1.0))
+
+
+def test_a_schema_of_some_outputs_keeps_everything_else_and_their_order():
+    schema = bar_schema()
+    assert schema.only(()) is schema
+    only = schema.only(("p",))
+    assert [field.name for field in only.outputs] == ["p"]
+    assert (only.parameters, only.inputs, only.times) == (schema.parameters, schema.inputs, schema.times)
+    assert [field.name for field in schema.only(["p", "u"]).outputs] == ["p", "u"]
+    with pytest.raises(KeyError, match="q"):
+        schema.only(("p", "q"))
+
+
+@pytest.mark.parametrize(("fields", "numbers"), [((), 18 + 5), (("u",), 18), (("p",), 5), (("p", "u"), 18 + 5)])
+def test_the_ring_holds_the_fields_that_are_learned_and_the_data_set_all(fields, numbers):
+    plan = make_plan(study(learner={"fields": fields}), bar_schema(), cores=2)
+    assert plan.frame_bytes == 4 * (numbers + 6 + 1 + 1)
+    assert plan.block_bytes == plan.chunks["train"].size * 4 * (6 + 2 * (18 + 5))
+
+
+def test_a_field_to_learn_that_is_not_there_is_refused_with_those_that_are():
+    message = "learner.fields names 'sigma', which the problem does not put out; it has u, p"
+    with pytest.raises(StudyError, match=message):
+        make_plan(study(learner={"fields": ["p", "sigma"]}), bar_schema(), cores=2)
+
+
+@pytest.mark.parametrize(("cores", "ranks", "solvers"), [(2, 1, 1), (9, 1, 8), (9, 2, 4), (9, 3, 2), (2, 4, 1)])
+def test_a_solver_of_several_ranks_takes_as_many_cores(cores, ranks, solvers):
+    plan = make_plan(study(solver={"rom": {"ranks": ranks}}), schema(), cores=cores)
+    assert plan.solvers == solvers
+    assert make_plan(study(solver={"rom": {"ranks": ranks}, "actors": 7}), schema(), cores=cores).solvers == 7
