@@ -152,9 +152,7 @@ def test_rows_that_are_not_published_are_refused(complete, rows):
 
 
 def test_an_unknown_array_is_refused_with_the_known_ones(complete):
-    with pytest.raises(
-        DatasetError, match=r"no per-sample array 'x'; it has a, estimate, flux, indicator, iterations"
-    ):
+    with pytest.raises(DatasetError, match=r"no per-sample array 'x'; it has a, estimate, flux, indicator, iterations"):
         DatasetReader(complete).read("x", [0])
 
 

@@ -268,7 +268,7 @@ def test_two_runs_calibrate_by_themselves(model, runs, reduced):
     own = own_pairs(model, runs[:2], two, LAW)
     np.testing.assert_array_equal(two.package.calibration.pairs, own)
     assert own.shape == (16, 4)
-    assert np.median(reduced.package.calibration.pairs[:24, 2]) > 3 * np.median(own[:, 2]), "training errors are too good"
+    assert np.median(reduced.package.calibration.pairs[:24, 2]) > 3 * np.median(own[:, 2]), "own errors are too good"
 
 
 def test_a_bound_on_modes_that_others_do_not_reach_is_no_obstacle(model, runs):
