@@ -11,7 +11,7 @@ Errors are relative L2 over the cube at one step, and the largest over the steps
 of its largest norm where it is smaller still (the first p is 6e-8; the reference takes absolute errors there).  p is
 reconstructed by gappy POD; "replayed" is the law at all points along the reduced displacements.
 
-- reproduction: the cycle that the model was trained on, as in the reference;
+- reproduction: the one cycle that the model was trained on, as in the reference; longer trainings are shown;
 - extrapolation: trained on the first four cycles, judged on the next two.  The reference's test of this name compares
   the snapshots that it was trained on.  Gappy POD needs the four: "best" is the error of the true p projected on all
   modes of the training's p;

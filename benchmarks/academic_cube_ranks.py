@@ -13,6 +13,7 @@ from forebay.solvers.fem.solid import SolidModel, Support, Trajectory, UnitLoad
 from forebay.solvers.fem.solid_mesh import cube
 from forebay.solvers.materials.chaboche import Chaboche
 from forebay.solvers.materials.history import History
+from forebay.solvers.materials.law import plastic_strain
 from forebay.solvers.rom.basis import Run, Settings, basis_of
 from forebay.solvers.rom.errors import displacement_field, plastic_field
 from forebay.solvers.rom.offline import Origin, make_package, solve_reduced
@@ -94,6 +95,13 @@ class Start:
         return cls(whole.displacement[rows], whole.stress[rows], whole.p[rows])
 
 
+def replayed(model: SolidModel, history: History, displacement: np.ndarray) -> np.ndarray:
+    """Plastic strains (s + 1, points) by the law at all points along displacements (s + 1, dofs); collective."""
+    rows = [np.zeros(model.points)]
+    model.replay(history, displacement, observe=lambda _, state: rows.append(plastic_strain(LAW, state.variables)))
+    return np.array(rows)
+
+
 def offline(
     comm: Any, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:
@@ -117,11 +125,9 @@ def offline(
         reduced = make_package(model, basis_of(model, [run], SETTINGS), Origin("academic_cube", LAW))
         found = solve_reduced(comm, reduced.package, LAW, whole)
         displacement = displacement_field(reduced.basis, model.lifts, found)
-        replayed = [np.zeros(model.points)]
-        model.replay(whole, displacement, observe=lambda _, state, rows=replayed: rows.append(state.variables[:, 0]))
         fields[f"u{trained}"] = dofs(displacement.T)
         fields[f"p{trained}"] = points(plastic_field(reduced.basis, found).T)
-        fields[f"replayed{trained}"] = points(np.array(replayed).T)
+        fields[f"replayed{trained}"] = points(replayed(model, whole, displacement).T)
         sizes.append(
             {
                 "n": reduced.package.modes,

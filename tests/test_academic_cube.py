@@ -107,6 +107,14 @@ def test_reproduction_is_the_first_training_and_extrapolation_the_cycles_after_t
     assert figures.parallel_displacement == pytest.approx(2 * 3e-7 * 1000), "beside the full one, second training"
 
 
+def test_two_processes_are_compared_in_the_trained_cycles_only(benchmark):
+    case, one, two = fake(benchmark, 1e-7, 3e-7)
+    expected = benchmark.figures_of(case, one, two)
+    two.fields["u1"][:, 3:] += 1.0
+    two.fields["u2"][:, 5:] += 1.0
+    assert benchmark.figures_of(case, one, two) == expected
+
+
 def test_two_processes_are_also_compared_with_the_reduced_model_of_one(benchmark):
     figures = benchmark.figures_of(*fake(benchmark, -3e-7, 1e-7))
     assert figures.parallel_displacement == pytest.approx(2 * 4e-7 * 1000, rel=1e-3)
