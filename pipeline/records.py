@@ -41,7 +41,8 @@ class Outcome(enum.IntEnum):
 _ADVICE = {
     Outcome.CONVERGED: "",
     Outcome.MAX_ITERATIONS: "residual still above rtol: raise `solver.max_iterations`, or precondition better",
-    Outcome.DIVERGED: 'the iteration broke down: is the operator indefinite or singular? try `method = "direct"`',
+    Outcome.DIVERGED: 'the iteration broke down: is the operator indefinite or singular? try `method = "direct"`; of a '
+    "solid: see `message` of the record in journal.jsonl",
     Outcome.NONFINITE_INPUT: "the problem drew NaN or inf: look at `draw` and `assemble` at this sample's seed",
     Outcome.NONFINITE_SOLUTION: "the solution holds NaN or inf: the operator is probably singular at this point",
     Outcome.RESIDUAL_ABOVE_TOLERANCE: "the true residual misses rtol: loosen `solver.rtol`, or precondition better",
