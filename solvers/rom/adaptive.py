@@ -13,6 +13,7 @@ step, and the cubature starts from the points that it has.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from forebay.solvers.materials.law import plastic_strain
 from forebay.solvers.rom.basis import Run
 from forebay.solvers.rom.calibration import Calibration
 from forebay.solvers.rom.collective import from_root, total
+from forebay.solvers.rom.equilibrium import norm
 from forebay.solvers.rom.errors import calibration_pairs
 from forebay.solvers.rom.offline import Origin, Reduced, calibrated, make_package
 from forebay.solvers.rom.online import ReducedModel, ReducedSolveError, ReducedState, ReducedTrajectory, StepResult
@@ -39,20 +41,31 @@ log = logging.getLogger(__name__)
 class Tolerance:
     """Largest estimated relative errors of a step that stays reduced.
 
+    They refer to the fields as they are, but to at least `floor` of the largest that the training knows: an error of a
+    few percent of a p that has just begun to grow is nothing beside what p becomes, and would cost a full step each.
+    Good values of `floor`: 0.1 ... 0.3; 0 asks for the relative error from the first plastic point on.
+
     Raises:
-        ValueError: not positive.
+        ValueError: a tolerance that is not positive, or a floor outside [0, 1].
     """
 
     displacement: float = 0.01
     p: float = 0.03
+    floor: float = 0.3
 
     def __post_init__(self) -> None:
         if not (self.displacement > 0 and self.p > 0):
             raise ValueError(f"tolerances {self.displacement} and {self.p} must be positive; 0.01 and 0.03 are usual")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor {self.floor} must lie in [0, 1], a share of the training's scale; 0.3 is usual")
 
-    def accepts(self, displacement: float, p: float) -> bool:
-        """Are both estimates within it?  NaN is not."""
-        return displacement <= self.displacement and p <= self.p
+    def accepts(self, displacement: float, p: float, *, shares: tuple[float, float] = (1.0, 1.0)) -> bool:
+        """Are both estimates within it?  `shares` are |u| and |p| in those of the training; NaN is not accepted."""
+        return displacement <= self.displacement * self._room(shares[0]) and p <= self.p * self._room(shares[1])
+
+    def _room(self, share: float) -> float:
+        """How much larger than the tolerance an error relative to a field of that share may be."""
+        return max(1.0, self.floor / share) if share > 0 else math.inf if self.floor else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +188,20 @@ class _March:
         except ReducedSolveError as error:
             return None, None, f"no reduced equilibrium: {error.cause}"
         state, result = found
-        if self._tolerance.accepts(result.displacement_error, result.p_error):
+        shares = self._shares(state)
+        if self._tolerance.accepts(result.displacement_error, result.p_error, shares=shares):
             return state, result, ""
         percent = [100 * value for value in (result.displacement_error, result.p_error)]
         allowed = [100 * value for value in (self._tolerance.displacement, self._tolerance.p)]
         reason = "estimated errors {:.2g} % and {:.2g} %, allowed are {:.2g} % and {:.2g} %"
         return state, result, reason.format(*percent, *allowed)
+
+    def _shares(self, state: ReducedState) -> tuple[float, float]:
+        """|u| and |p| of a state in the training's largest."""
+        package = self.reduced.package
+        p = plastic_strain(self.history.law, state.variables)
+        largest = package.p_scale * np.sqrt(package.points)
+        return state.peak / package.displacement_scale, float(norm(p) / largest) if largest else 1.0
 
     def _keep(self, k: int, state: ReducedState, result: StepResult) -> None:
         self._state = state

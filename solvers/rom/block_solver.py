@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from forebay.pipeline.errors import ForebayError, ProblemError
+from forebay.pipeline.errors import ForebayError, ProblemError, RunError
 from forebay.pipeline.records import Block, ChunkPlan, Outcome, SolveRecord, Split
 from forebay.pipeline.sampling import Design, DesignKind, draw_parameters, keyed_generator, sample_seed
 from forebay.pipeline.stages import Draw
@@ -203,11 +203,21 @@ class SolidBlockSolver:
         """Swap the reduced model when a newer version is there, whoever made it."""
         assert self._library is not None
         number = self._library.latest
-        if number and (self._reduced is None or number > self._reduced.number):
-            law = self._problem.law
-            model = ReducedModel(self._library.package(number, law), law)
-            self._reduced = _Version(number, model, self._library.basis(number, self._full.model))
+        while number and (self._reduced is None or number > self._reduced.number):
+            try:
+                self._reduced = self._opened(self._library, number)
+            except RunError:
+                # Bases of old versions are removed: two newer ones may have come between the look and the opening.
+                if self._library.latest == number:
+                    raise
+                number = self._library.latest
         return self._reduced
+
+    def _opened(self, library: Library, number: int) -> _Version:
+        law = self._problem.law
+        return _Version(
+            number, ReducedModel(library.package(number, law), law), library.basis(number, self._full.model)
+        )
 
     def _solve_full(self, draw: Draw, row: Row, *, learn: bool) -> FullSample:
         start = time.perf_counter()

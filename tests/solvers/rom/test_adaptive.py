@@ -296,6 +296,27 @@ def test_a_tolerance_is_positive_and_accepts_no_nan():
     assert ANY.accepts(np.inf, np.inf)
 
 
+def test_errors_of_small_fields_refer_to_a_share_of_the_largest():
+    tolerance = Tolerance(0.01, 0.03, floor=0.2)
+    assert tolerance.accepts(0.019, 0.0, shares=(0.1, 1.0))
+    assert not tolerance.accepts(0.021, 0.0, shares=(0.1, 1.0))
+    assert not tolerance.accepts(0.0, 0.031, shares=(0.1, 0.2))
+    assert tolerance.accepts(0.0, 0.29, shares=(1.0, 0.02))
+    assert tolerance.accepts(0.0, 5.0, shares=(1.0, 0.0))
+    assert not tolerance.accepts(0.0, np.nan, shares=(1.0, 0.0))
+    assert not Tolerance(0.01, 0.03, floor=0.0).accepts(0.0, 0.031, shares=(0.1, 0.0))
+    for floor in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match=r"floor .* must lie in \[0, 1\], a share of the training's scale"):
+            Tolerance(0.01, 0.03, floor)
+
+
+def test_a_lower_floor_asks_the_full_model_sooner(model, reduced):
+    history = bar_history(OUTSIDE)
+    floors = (0.0, 1.0)
+    strict, kind = (run_adaptive(model, reduced, ORIGIN, history, Tolerance(0.03, 0.1, floor)) for floor in floors)
+    assert strict.full_steps > kind.full_steps
+
+
 # --- several processes ----------------------------------------------------------------------------------------------
 
 

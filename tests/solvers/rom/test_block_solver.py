@@ -268,6 +268,22 @@ def test_a_version_that_another_solver_makes_is_taken_up_between_two_samples(tmp
     assert library.latest == 6
 
 
+def test_versions_that_come_while_one_is_being_opened_are_taken_up(trained, monkeypatch):
+    version, opening = Library(trained / LIBRARY).latest, Library.package
+    waiting = [make(trained, samples=2, training=32)]
+
+    def slow(library, number, law):
+        package = opening(library, number, law)
+        if waiting:
+            solved(waiting.pop())
+        return package
+
+    monkeypatch.setattr(Library, "package", slow)
+    solver = make(trained, samples=1)
+    assert solver._latest().number == version + 2
+    solver.destroy()
+
+
 def test_a_reduced_model_that_finds_no_solution_leaves_the_sample_to_the_full_one(trained, monkeypatch):
     def lost(self, history):
         raise ReducedSolveError(3, 0.75, "no decrease along a correction")
