@@ -66,12 +66,12 @@ def _prepare(study: Any, study_folder: Path, folder: Path, source: Path) -> Prep
     from forebay.learners.models import check_model
     from forebay.learners.step import TrainOptions
     from forebay.learners.surrogate import IOSpec
-    from forebay.solvers.compose import check_solver
+    from forebay.solvers.compose import Place, check_solver
     from forebay.solvers.problems import check_contract, load_problem
 
     problem = load_problem(study.problem.name, study.problem.options, folder=study_folder)
     check_contract(problem)
-    check_solver(problem, study.solver)
+    check_solver(problem, study.solver, Place(study_folder))
     schema = problem.schema
     plan = make_plan(study, schema)
     io = IOSpec.from_schema(schema.only(study.learner.fields))
@@ -216,13 +216,20 @@ def _executor(prepared: Prepared, clock_zero: float, *, resume: bool) -> tuple[L
     spec = prepared.spec
     if prepared.executor == "local":
         from forebay.cluster.local_executor import LocalExecutor
-        from forebay.cluster.specs import load_block, make_learner, make_sinks, make_solver
+        from forebay.cluster.preconditioner import PreconditionerTrainer
+        from forebay.cluster.specs import load_block, make_learner, make_sinks, make_solver, trains_preconditioner
 
-        solver = make_solver(spec)  # PETSc before torch: the order in which both load is tested
+        # PETSc before torch: the order in which both load is tested.  Solving and training take turns with the cores.
+        solver = make_solver(spec, threads=spec.plan.cores)
         alternating = replace(spec.plan, learner_threads=spec.plan.learner_threads_after)
         learner = make_learner(replace(spec, plan=alternating), clock_zero=clock_zero, resume=resume)
         local = LocalExecutor(
-            solver, make_sinks(spec), learner, lambda key: load_block(spec, key), lambda: time.time() - clock_zero
+            solver,
+            make_sinks(spec),
+            learner,
+            lambda key: load_block(spec, key),
+            lambda: time.time() - clock_zero,
+            PreconditionerTrainer(spec).learn if trains_preconditioner(spec) else None,
         )
         return local, ["solver-0"]
     from forebay.cluster.ray_executor import RayExecutor

@@ -54,6 +54,8 @@ class LocalExecutor:
     """Reads a stored block back from the data set."""
     clock: Callable[[], float] = time.time
     """Seconds of this run, over all attempts."""
+    learn_from: Callable[[Block], None] | None = None
+    """Sees every block before the next is solved: trains the solver's preconditioner."""
     writer_busy_s: float = field(default=0.0, init=False)
     spilled_bytes: int = field(default=0, init=False)
     _commands: deque[Command] = field(default_factory=deque, init=False)
@@ -136,6 +138,8 @@ class LocalExecutor:
             case Solve(key=(split, chunk), solver=name):
                 block = self.solver.solve_block(split, chunk)
                 self._blocks = {command.key: block}  # one block is in flight at a time
+                if self.learn_from is not None:
+                    self.learn_from(block)
                 parameters = block.arrays["parameters"]
                 return BlockSolved(
                     command.key, name, block.records, parameters, block.seconds, block.choices, block.path

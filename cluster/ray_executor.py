@@ -18,10 +18,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from forebay.cluster.actors.learner import GROUPS, LearnerActor
+from forebay.cluster.actors.preconditioner import PreconditionerActor
 from forebay.cluster.actors.solver import SolverActor
 from forebay.cluster.actors.writer import WriterActor
 from forebay.cluster.ray_session import spilled_bytes
-from forebay.cluster.specs import RunSpec
+from forebay.cluster.specs import RunSpec, gpu_share, trains_preconditioner
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.messages import (
     BlockIngested,
@@ -95,13 +96,20 @@ class RayExecutor:
     _events: deque[Event] = field(default_factory=deque, init=False)
     _ticked_s: float = field(default=0.0, init=False)
     _closed: bool = field(default=False, init=False)
+    _trainer: Any = field(default=None, init=False)
+    """Of the solvers' preconditioner, where the study wants one."""
+    _lesson: Any = field(default=None, init=False)
+    """What it is at; blocks that come meanwhile are not learned from."""
+    _gpus: float = field(default=0.0, init=False)
+    """Of each solver."""
 
     def start(self, solvers: list[str]) -> None:
         """Start all actors at once and wait until each has built its stage.
 
         Raises:
-            RunError: a stage could not be built; the text is the stage's own.
+            RunError: a stage could not be built, and the text is the stage's own; or the study wants a GPU in vain.
         """
+        self._gpus = gpu_share(self.spec, ray.cluster_resources().get("GPU", 0.0))
         self._writer = ray.remote(num_cpus=0, max_restarts=0)(WriterActor).remote(self.spec)
         threads = str(self.spec.plan.learner_threads_after)
         environment = {**LEARNER_ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -111,8 +119,13 @@ class RayExecutor:
         self._learner = learner.remote(self.spec, self.clock_zero, self.resume)
         for name in solvers:
             self._start_solver(name)
+        if trains_preconditioner(self.spec):
+            one_core = {"env_vars": {**LEARNER_ENVIRONMENT, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
+            trainer = ray.remote(num_cpus=0, max_restarts=0, runtime_env=one_core)(PreconditionerActor)
+            self._trainer = trainer.remote(self.spec)
+        actors = [self._learner, *self._solvers.values(), *([self._trainer] if self._trainer is not None else [])]
         try:
-            ray.get([actor.ready.remote() for actor in (self._learner, *self._solvers.values())])
+            ray.get([actor.ready.remote() for actor in actors])
         except RayError as error:
             self.close()
             raise RunError(f"a stage could not be started: {_reason(error)}") from None
@@ -126,6 +139,7 @@ class RayExecutor:
                 self._await(told, command, name)
             case Store(key=key):
                 self._await(self._writer.store.remote(self._blocks[key]), command)
+                self._teach(self._blocks[key])
             case Feed(key=key):
                 self._await(self._learner.ingest.remote(self._blocks[key]), command)
             case LoadAndFeed(key=key):
@@ -185,12 +199,28 @@ class RayExecutor:
         self._waiting.clear()
         self._blocks.clear()
         self._solvers.clear()
-        self._learner = self._writer = None
+        self._learner = self._writer = self._trainer = self._lesson = None
+
+    def _teach(self, block: Any) -> None:
+        """Let the trainer of the preconditioner see a block, unless it is still at another one."""
+        if self._trainer is None:
+            return
+        if self._lesson is not None:
+            if not ray.wait([self._lesson], timeout=0)[0]:
+                return
+            try:
+                ray.get(self._lesson)
+            except RayError as error:  # solvers go on with the last version
+                log.warning("the preconditioner is trained no further: %s", _reason(error))
+                self._trainer = self._lesson = None
+                return
+        self._lesson = self._trainer.learn.remote(block)
 
     def _start_solver(self, name: str) -> None:
         self._generation[name] = self._generation.get(name, 0) + 1
         # A restart would come back with an empty queue and no word: a lost solver is an event for the controller.
-        solver = ray.remote(num_cpus=1, max_restarts=0, runtime_env={"env_vars": dict(SOLVER_ENVIRONMENT)})(SolverActor)
+        environment = {"env_vars": dict(SOLVER_ENVIRONMENT)}
+        solver = ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0, runtime_env=environment)(SolverActor)
         self._solvers[name] = solver.remote(self.spec)
 
     def _await(self, reference: Any, command: Command, solver: str = "") -> None:

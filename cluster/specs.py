@@ -5,11 +5,13 @@ Each function imports one stack only: a solver process never loads torch, a lear
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forebay.pipeline.errors import RunError
 from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.plan import Plan
 from forebay.pipeline.records import Block, Schema, Split
@@ -46,9 +48,34 @@ class RunSpec:
         return self.folder / DATASETS[split]
 
 
-def make_solver(spec: RunSpec) -> BlockSolver | SolidBlockSolver:
-    """The PETSc stack."""
-    from forebay.solvers.compose import Sampling, SolidStudy, make_linear, make_solid
+def trains_preconditioner(spec: RunSpec) -> bool:
+    """Does the run train the preconditioner that its solvers use?"""
+    return spec.study.solver.learned == "online"
+
+
+def gpu_share(spec: RunSpec, available: float) -> float:
+    """GPUs that each solver actor asks for, given how many there are; several solvers share one.
+
+    Raises:
+        RunError: the study wants a GPU, and there is none.
+    """
+    table = spec.study.solver
+    if table.method != "batched" or table.backend not in ("auto", "cuda"):
+        return 0.0
+    if available:
+        # Ray counts in ten thousandths; rounded up, the last solver would wait for ever.
+        return min(1.0, math.floor(1e4 * available / spec.plan.solvers) / 1e4)
+    if table.backend == "cuda":
+        raise RunError(
+            "solver.backend = 'cuda' needs a GPU, and Ray knows of none; use 'auto', which takes the processor then, "
+            "or start Ray on a machine with a GPU"
+        )
+    return 0.0
+
+
+def make_solver(spec: RunSpec, *, threads: int = 1) -> BlockSolver | SolidBlockSolver:
+    """The PETSc stack; `threads` cores for methods that can use several."""
+    from forebay.solvers.compose import Place, Sampling, SolidStudy, make_linear, make_solid
     from forebay.solvers.problems import load_problem
     from forebay.solvers.problems.solid import is_solid
 
@@ -56,7 +83,7 @@ def make_solver(spec: RunSpec) -> BlockSolver | SolidBlockSolver:
     problem: Any = load_problem(name, options, folder=spec.study_folder)
     sampling = Sampling(spec.study.seed, spec.plan.chunks, spec.study.design)
     if not is_solid(problem):
-        return make_linear(problem, table, sampling)
+        return make_linear(problem, table, sampling, Place(spec.study_folder, spec.folder, threads))
     solid = SolidStudy(name, options, spec.study_folder, spec.folder, table)
     full = None
     if table.rom.ranks > 1:

@@ -52,6 +52,7 @@ class ArmTable(_Table):
     recycle: Count | None = None
     variant: Literal["exact", "economical", "frozen"] = "economical"
     reuse: Literal["none", "preconditioner"] = "none"
+    learned: str = ""
     options: dict[str, OptionValue] = {}
 
 
@@ -99,6 +100,10 @@ class SolverTable(_Table):
     """Of gcrodr and deflated_cg."""
     reuse: Literal["none", "preconditioner"] = "none"
     """"preconditioner": keep that of an earlier sample while it pays."""
+    backend: Literal["auto", "cpu", "cuda", "torch"] = "auto"
+    """What "batched" computes on; "auto": a GPU where there is one."""
+    learned: str = ""
+    """Weights of a learned preconditioner for "batched", "boxmg" and "amg": "shipped", "online", or a file."""
     options: dict[str, OptionValue] = {}
     """Raw PETSc options without prefix, for example { pc_gamg_threshold = 0.02 }."""
     arms: tuple[ArmTable, ...] = ()

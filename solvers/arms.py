@@ -11,6 +11,8 @@ from typing import Any
 
 from forebay.pipeline.errors import ProblemError, StudyError
 from forebay.pipeline.stages import Problem, StructuredProblem, Symmetry, TransientProblem
+from forebay.solvers.batched.stencil import stencil_fault
+from forebay.solvers.batched.weights import load_aggregation_weights, load_weights
 from forebay.solvers.methods import NATIVE_UNKNOWNS, Method
 
 DIRECT_3D, DIRECT_3D_GRID = 60_000, 10_000
@@ -30,6 +32,8 @@ class MatrixFacts:
     """Mean nonzeros a row."""
     transient: bool = False
     """Does a sample solve many systems with one matrix?"""
+    stencil_fault: str = ""
+    """On a grid: why the pattern is not its five- or seven-point stencil, as the end of a sentence; "" where it is."""
 
     @property
     def coarsens(self) -> bool:
@@ -81,7 +85,9 @@ def facts_of(problem: Problem) -> MatrixFacts:
     indptr, indices = problem.pattern()
     unknowns = len(indptr) - 1
     transient = bool(problem.schema.times) and isinstance(problem, TransientProblem)
-    return MatrixFacts(problem.symmetry, unknowns, _grid_of(problem, unknowns), len(indices) / unknowns, transient)
+    grid = _grid_of(problem, unknowns)
+    fault = "" if grid is None else stencil_fault(indptr, indices, grid)
+    return MatrixFacts(problem.symmetry, unknowns, grid, len(indices) / unknowns, transient, fault)
 
 
 def _grid_of(problem: Problem, unknowns: int) -> tuple[int, ...] | None:
@@ -105,7 +111,22 @@ def check_method(method: Method | Automatic, facts: MatrixFacts) -> None:
     if isinstance(method, Automatic):
         method.resolve(facts)
     else:
-        method.resolve(facts.symmetry, facts.unknowns, structured=facts.grid is not None)
+        choice = method.resolve(facts.symmetry, facts.unknowns, structured=facts.grid is not None)
+        if facts.stencil_fault and choice.needs_stencil:
+            key = "method" if choice.ksp == "batched" else "preconditioner"
+            raise StudyError(f"solver.{key} = {getattr(method, key)!r} {facts.stencil_fault}")
+
+
+def check_weights(method: Method, facts: MatrixFacts) -> None:
+    """Read the weights that a method names, to see that it will be able to.
+
+    Raises:
+        StudyError: they are missing, damaged, or of another version or dimension.
+    """
+    if method.preconditioner == "amg":
+        load_aggregation_weights(method.learned)
+    elif facts.grid is not None:
+        load_weights(method.learned, len(facts.grid))
 
 
 def check_order(method: Method | Automatic, facts: MatrixFacts, *, sort: bool, guesses: int) -> None:
@@ -114,14 +135,19 @@ def check_order(method: Method | Automatic, facts: MatrixFacts, *, sort: bool, g
     Raises:
         StudyError: sorting or guesses where they cannot help.
     """
-    direct = isinstance(method, Method) and method.method == "direct"
+    named = method.method if isinstance(method, Method) else "auto"
     for key, wanted in (("sort", sort), ("guesses", guesses)):
         if wanted and facts.transient:
             raise StudyError(
                 f"solver.{key} = {json.dumps(wanted)} has no use for a problem in time, whose samples march together; "
                 f"leave it out"
             )
-    if guesses and direct:
+        if wanted and named == "batched":
+            raise StudyError(
+                f"solver.{key} = {json.dumps(wanted)} has no use with solver.method = 'batched', which solves the "
+                f"samples of a block together; leave it out"
+            )
+    if guesses and named == "direct":
         raise StudyError(
             f"solver.guesses = {guesses} has no use with solver.method = 'direct'; leave it out, or take an iterative "
             f"method"
@@ -148,9 +174,11 @@ def _direct(facts: MatrixFacts) -> list[dict[str, Any]]:
 
 def _spd(facts: MatrixFacts) -> list[dict[str, Any]]:
     # The best relaxation goes to 2 as the grid is refined: 1.6 at 26 nodes a side, 1.8 at 64, 1.9 from 128 on.
+    batched: list[dict[str, Any]] = [] if facts.grid is None or facts.stencil_fault else [{"method": "batched"}]
     omega = 1.8 if facts.dimension == 3 else round(min(1.9, 2 / (1 + 7 / math.sqrt(facts.unknowns))), 2)
     tables: list[dict[str, Any]] = [
         {"method": "cg", "preconditioner": "mg" if facts.coarsens else "gamg"},
+        *batched,
         {"method": "cg", "preconditioner": "eisenstat", "omega": omega},
         {"method": "cg", "preconditioner": "icc", "fill": 0 if facts.dimension == 3 else 3},
     ]
@@ -219,12 +247,16 @@ def _listed(table: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _arm(entry: Mapping[str, Any], index: int, shared: Mapping[str, Any]) -> Method:
-    known = _METHOD_KEYS - {"rtol", "max_iterations"}
+    known = _METHOD_KEYS - {"rtol", "max_iterations", "backend"}
     unknown = sorted(set(entry) - known)
     if unknown:
         raise StudyError(f"solver.arms[{index}].{unknown[0]} does not exist; an arm has {', '.join(sorted(known))}")
     if entry.get("method") == "auto":
         raise StudyError(f"solver.arms[{index}].method = 'auto' cannot be its own arm; name a method")
+    if entry.get("learned") == "online":
+        raise StudyError(
+            f"solver.arms[{index}].learned = 'online' needs solver.method = 'batched'; use 'shipped', or a file"
+        )
     try:
         return Method(**{**shared, **entry})
     except StudyError as error:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from forebay.pipeline.records import Block, ChunkPlan, Outcome, SolveRecord, Split
 from forebay.pipeline.sampling import Design, DesignKind, draw_parameters, keyed_generator, sample_seed
 from forebay.pipeline.stages import Draw, Problem, TransientProblem
-from forebay.solvers.arms import Automatic, facts_of
+from forebay.solvers.arms import Automatic, check_method, facts_of
 from forebay.solvers.assemble import System, system_of
 from forebay.solvers.krylov.gcrodr import YOUNG
 from forebay.solvers.krylov.guess import SnapshotGuess
@@ -28,6 +29,12 @@ from forebay.solvers.march import BlockMarch
 from forebay.solvers.methods import Method
 from forebay.solvers.portfolio import Context, Portfolio
 from forebay.solvers.sample import Arrays, GuardedProblem, Row, Timings
+from forebay.solvers.single import make_single
+
+if TYPE_CHECKING:
+    from forebay.solvers.batched.block import StencilBlock
+    from forebay.solvers.batched.solver import StencilSolver
+    from forebay.solvers.batched.weights import WeightsFolder
 
 
 class BlockSolver:
@@ -36,7 +43,8 @@ class BlockSolver:
     A sample whose solve fails, or whose problem raises, costs that sample only: its record has the outcome, its rows
     hold NaN.  A problem that breaks its contract (wrong names or shapes) ends the run.  `sort` solves the samples of a
     block along a chain of near neighbours; `guesses` starts iterations from the best combination of so many earlier
-    solutions of the block (4 ... 16; 0: from zero).
+    solutions of the block (4 ... 16; 0: from zero).  By "batched" all samples of a block are solved together, on
+    `threads` cores or a GPU; weights that appear in the folder `published` are taken at the start of the next block.
 
     Raises:
         StudyError: the method does not fit the problem's matrix.
@@ -53,6 +61,8 @@ class BlockSolver:
         design: DesignKind = "random",
         sort: bool = False,
         guesses: int = 0,
+        threads: int = 1,
+        published: WeightsFolder | None = None,
     ) -> None:
         self.timings = Timings()
         self._schema = problem.schema
@@ -64,7 +74,9 @@ class BlockSolver:
         }
         self._system = system_of(problem)
         self._context = Context(problem.schema)
-        self._solver = make_solver(self._system, method, problem, seed=run_seed, features=self._context.features)
+        self._solver = make_solver(
+            self._system, method, problem, seed=run_seed, features=self._context.features, threads=threads
+        )
         self._sort = sort
         self._guess = _guess_of(problem, guesses, len(self._system.rhs)) if guesses else None
         self._learned: RecycleSpace | None = None
@@ -72,14 +84,21 @@ class BlockSolver:
         self._path = (0.0, 0.0)
         self._guarded = GuardedProblem(problem, self._system, self.timings)
         self._transient = problem if self._schema.times and isinstance(problem, TransientProblem) else None
-        self._march: BlockMarch | None = None
-        if (
-            self._transient is not None
-            and self._transient.fixed_matrix
-            and isinstance(self._solver, LinearSolver)
-            and self._solver.choice.direct
-        ):
-            self._march = BlockMarch(self._transient, self._guarded, self._system, self._solver, self.timings)
+        self._published = published
+        self._together = self._samples_together()
+
+    def _samples_together(self) -> BlockMarch | StencilBlock | None:
+        """What solves the samples of a block at the same time, where the method can."""
+        solver, transient = self._solver, self._transient
+        if isinstance(solver, Portfolio) or (transient is not None and not transient.fixed_matrix):
+            return None
+        if isinstance(solver, LinearSolver):
+            if transient is None or not solver.choice.direct:
+                return None
+            return BlockMarch(transient, self._guarded, self._system, solver, self.timings)
+        from forebay.solvers.batched.block import StencilBlock
+
+        return StencilBlock(solver, self._guarded, self.timings, problem=transient)
 
     @property
     def method(self) -> str:
@@ -90,6 +109,7 @@ class BlockSolver:
         """Draw, assemble, solve and certify the samples of one chunk."""
         start = time.perf_counter()
         ids = self._plans[split].sample_ids(chunk)
+        self._take_published()
         arrays, records = self._solve(split, ids)
         choices = self._solver.table() if isinstance(self._solver, Portfolio) else ()
         return Block(split, chunk, ids, arrays, records, time.perf_counter() - start, choices, self._path)
@@ -111,16 +131,16 @@ class BlockSolver:
 
     def destroy(self) -> None:
         """Free PETSc's side; collective over the system's communicator."""
-        if self._march is not None:
-            self._march.destroy()
+        if self._together is not None:
+            self._together.destroy()
         self._solver.destroy()
         self._system.destroy()
 
     def _solve(self, split: Split, ids: np.ndarray) -> tuple[dict[str, np.ndarray], list[SolveRecord]]:
         arrays = self._allocate(len(ids))
         rows = [Row(k, int(i), sample_seed(self._run_seed, split, int(i))) for k, i in enumerate(ids)]
-        if self._march is not None:
-            self._march.run(rows, lambda row: self._draw(split, row, arrays), arrays)
+        if self._together is not None:
+            self._together.run(rows, lambda row: self._draw(split, row, arrays), arrays)
         else:
             self._begin_block()
             for row, draw in self._drawn(split, rows, arrays):
@@ -128,6 +148,12 @@ class BlockSolver:
                     self._solve_sample(draw, row, arrays)
         self.timings.samples += len(rows)
         return arrays, [row.record(self.method) for row in rows]
+
+    def _take_published(self) -> None:
+        """Weights that have been trained since the block before."""
+        weights = None if self._published is None else self._published.newer()
+        if weights is not None and not isinstance(self._solver, LinearSolver | Portfolio):
+            self._solver.use(weights)
 
     def _begin_block(self) -> None:
         """Set what the method remembers to where every block begins."""
@@ -232,17 +258,17 @@ def _guess_of(problem: Problem, capacity: int, unknowns: int) -> SnapshotGuess:
 
 
 def make_solver(
-    system: System, method: Method | Automatic, problem: Problem, *, seed: int, features: int = 0
-) -> LinearSolver | Portfolio:
+    system: System, method: Method | Automatic, problem: Problem, *, seed: int, features: int = 0, threads: int = 1
+) -> LinearSolver | StencilSolver | Portfolio:
     """One method, or the portfolio that chooses; one arm needs no choice.
 
     Raises:
         StudyError: a method that does not fit the matrix.
     """
     facts = facts_of(problem)
-    if isinstance(method, Method):
-        return LinearSolver(system, method, symmetry=facts.symmetry, grid=facts.grid)
-    arms = method.resolve(facts)
+    arms = method.resolve(facts) if isinstance(method, Automatic) else (method,)
+    for arm in arms:
+        check_method(arm, facts)
     if len(arms) == 1:
-        return LinearSolver(system, arms[0], symmetry=facts.symmetry, grid=facts.grid)
+        return make_single(system, arms[0], facts, threads=threads)
     return Portfolio(system, arms, facts, seed=seed, features=features)

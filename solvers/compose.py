@@ -10,15 +10,19 @@ from typing import Any, cast
 from forebay.pipeline.errors import StudyError
 from forebay.pipeline.records import ChunkPlan, Split
 from forebay.pipeline.sampling import DesignKind
-from forebay.pipeline.stages import Problem
+from forebay.pipeline.stages import Problem, StructuredProblem
 from forebay.pipeline.study import SolverTable
-from forebay.solvers.arms import check_method, check_order, facts_of, parse_method
+from forebay.solvers.arms import check_method, check_order, check_weights, facts_of, parse_method
+from forebay.solvers.batched.weights import NAMED_WEIGHTS, ONLINE, WeightsFolder
+from forebay.solvers.methods import Method
 from forebay.solvers.problems.solid import SolidProblem, is_solid
 
 _SOLID_METHODS = ("full", "rom")
 _SOLID_KEYS = ("method", "rtol", "actors", "rom")
 LIBRARY = "rom"
 """Folder of the reduced model's versions in a run folder."""
+PRECONDITIONER = "preconditioner"
+"""Folder of the learned preconditioner's versions in a run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,23 @@ class Sampling:
     design: DesignKind = "random"
 
 
-def check_solver(problem: Problem | SolidProblem, table: SolverTable) -> None:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where samples are solved, which leaves no trace in them."""
+
+    study_folder: Path = Path()
+    """Where relative names in the study start."""
+    run_folder: Path | None = None
+    threads: int = 1
+    """Cores of one solver, for methods that can use several."""
+
+
+def check_solver(problem: Problem | SolidProblem, table: SolverTable, place: Place | None = None) -> None:
     """Refuse what cannot work, before anything is solved.
 
     Raises:
-        StudyError: a method that does not fit the problem, or a key that would be passed over in silence.
+        StudyError: a method that does not fit the problem, a key that would be passed over in silence, or weights that
+            cannot be used.
         ProblemError: a pattern and a grid that contradict each other.
     """
     if is_solid(problem):
@@ -46,14 +62,21 @@ def check_solver(problem: Problem | SolidProblem, table: SolverTable) -> None:
             f"solver.{what} is for solids (necked_bar, blade), whose samples are simulations; this problem is a linear "
             f"system: choose direct, cg, gmres, gcrodr, ..., or auto"
         )
-    method, facts = parse_method(linear_table(table)), facts_of(cast(Problem, problem))
+    method, facts = parse_method(linear_table(table, place)), facts_of(cast(Problem, problem))
     check_method(method, facts)
     check_order(method, facts, sort=table.sort, guesses=table.guesses)
+    for arm in (method,) if isinstance(method, Method) else method.arms:
+        check_weights(arm, facts)
 
 
-def linear_table(table: SolverTable) -> dict[str, Any]:
-    """What of it concerns linear systems."""
-    return table.model_dump(exclude={"rom"})
+def linear_table(table: SolverTable, place: Place | None = None) -> dict[str, Any]:
+    """What of it concerns linear systems; files of weights by their whole path."""
+    folder = (place or Place()).study_folder
+    tree = table.model_dump(exclude={"rom"})
+    for entry in (tree, *tree["arms"]):
+        if entry["learned"] not in NAMED_WEIGHTS:
+            entry["learned"] = str(folder / entry["learned"])
+    return tree
 
 
 def solid_method(table: SolverTable) -> str:
@@ -77,18 +100,24 @@ def solid_method(table: SolverTable) -> str:
     return method
 
 
-def make_linear(problem: Problem, table: SolverTable, sampling: Sampling) -> Any:
+def make_linear(problem: Problem, table: SolverTable, sampling: Sampling, place: Place | None = None) -> Any:
     """The solver of linear systems."""
     from forebay.solvers.block_solver import BlockSolver
 
+    place = place or Place()
+    published = None
+    if table.learned == ONLINE and place.run_folder is not None:
+        published = WeightsFolder(place.run_folder / PRECONDITIONER, len(cast(StructuredProblem, problem).grid_shape))
     return BlockSolver(
         problem,
-        parse_method(linear_table(table)),
+        parse_method(linear_table(table, place)),
         run_seed=sampling.run_seed,
         plans=sampling.plans,
         design=sampling.design,
         sort=table.sort,
         guesses=table.guesses,
+        threads=place.threads,
+        published=published,
     )
 
 

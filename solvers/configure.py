@@ -7,7 +7,7 @@ from typing import Any
 from forebay.pipeline.errors import StudyError
 from forebay.solvers.krylov.ksp import DeflatedCgKsp, GcroDrKsp
 from forebay.solvers.krylov.multigrid import configure_multigrid
-from forebay.solvers.methods import Choice, Method, OptionValue
+from forebay.solvers.methods import OURS, Choice, Method, OptionValue
 from forebay.solvers.petsc import petsc
 
 
@@ -27,7 +27,7 @@ def make_ksp(matrix: Any, method: Method, choice: Choice, prefix: str, grid: tup
     else:
         ksp.setType("python")
         ksp.setPythonContext(context)
-    _set_preconditioner(ksp.getPC(), choice, grid)
+    _set_preconditioner(ksp.getPC(), method, choice, grid)
     if not choice.direct:
         ksp.setPCSide(PETSc.PC.Side.RIGHT if choice.side == "right" else PETSc.PC.Side.LEFT)
         if choice.monitors_true_norm:
@@ -51,7 +51,11 @@ def recycling_context(method: Method) -> GcroDrKsp | DeflatedCgKsp | None:
     return None
 
 
-def _set_preconditioner(pc: Any, choice: Choice, grid: tuple[int, ...] | None) -> None:
+def _set_preconditioner(pc: Any, method: Method, choice: Choice, grid: tuple[int, ...] | None) -> None:
+    if choice.pc in OURS:
+        pc.setType("python")
+        pc.setPythonContext(_own_preconditioner(pc.getOperators()[1], method, choice, grid))
+        return
     try:
         pc.setType(choice.pc)
         if choice.factor is not None:
@@ -65,6 +69,14 @@ def _set_preconditioner(pc: Any, choice: Choice, grid: tuple[int, ...] | None) -
         pc.setFactorOrdering(choice.ordering)
     if choice.pc == "mg" and grid is not None:
         configure_multigrid(pc, grid, definite=choice.ksp in ("cg", "deflated_cg"))
+
+
+def _own_preconditioner(matrix: Any, method: Method, choice: Choice, grid: tuple[int, ...] | None) -> Any:
+    from forebay.solvers.krylov import grid_pc
+
+    if choice.pc == "boxmg":
+        return grid_pc.StencilPc(matrix, grid or (), method.learned)
+    return grid_pc.AggregationPc(matrix, method.learned)
 
 
 def default_options(method: Method, choice: Choice) -> dict[str, OptionValue]:

@@ -205,6 +205,7 @@ class LinearSolver:
             if not self.choice.direct:
                 self._set_tolerances(method.rtol / residual, attempt, limit - iterations)
             if attempt == 0 and guess is None:
+                self._x_vec.stateIncrease()  # numpy wrote to it; PETSc does not zero what it remembers as zero
                 self._ksp.solve(self._rhs_vec, self._x_vec)
             else:
                 self._ksp.solve(self._r_vec, self._d_vec)

@@ -3,7 +3,8 @@
 What a good choice is, by size and kind (milliseconds per system are in the benchmark results):
 direct with reused analysis for 2D up to about 100,000 unknowns; CG with `gamg` for larger or 3D symmetric positive
 definite systems; `gcrodr` with `ilu` for 3D indefinite ones; `bcgsl` with `ilu` where the matrix is not symmetric and
-too large to factorise.  `auto` finds out while it solves.
+too large to factorise; `batched` for diffusion on a structured grid, which needs no PETSc at all.  `auto` finds out
+while it solves.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from forebay.pipeline.errors import StudyError
 from forebay.pipeline.stages import Symmetry
@@ -28,11 +29,29 @@ SMALLEST_RTOL = 1e-14
 Reuse = Literal["none", "preconditioner"]
 Variant = Literal["exact", "economical", "frozen"]
 
-METHODS = ("direct", "cg", "deflated_cg", "gmres", "lgmres", "gcrodr", "bcgsl", "minres")
+Backend = Literal["auto", "cpu", "cuda", "torch"]
+
+METHODS = ("direct", "cg", "deflated_cg", "gmres", "lgmres", "gcrodr", "bcgsl", "minres", "batched")
+WITHOUT_PRECONDITIONER = ("direct", "batched")
+"""Methods that are no iteration of PETSc's."""
 RECYCLING = {"gcrodr": 80, "deflated_cg": 0}
 """Methods that carry a subspace from sample to sample, and their default restart."""
 _FACTORS = ("lu", "cholesky")
-_SYMMETRIC = ("none", "jacobi", "pbjacobi", "bjacobi", "sor", "eisenstat", "ilu", "icc", "gamg", "mg", "hypre")
+_SYMMETRIC = (
+    "none",
+    "jacobi",
+    "pbjacobi",
+    "bjacobi",
+    "sor",
+    "eisenstat",
+    "ilu",
+    "icc",
+    "gamg",
+    "mg",
+    "boxmg",
+    "amg",
+    "hypre",
+)
 PRECONDITIONERS = (*_SYMMETRIC, "asm", "gasm", "kaczmarz", *_FACTORS)
 _DEFAULT_PRECONDITIONER = {
     "cg": "gamg",
@@ -44,6 +63,10 @@ _DEFAULT_PRECONDITIONER = {
     "minres": "jacobi",
 }
 _POSITIVE_DEFINITE_ONLY = ("cg", "deflated_cg")
+_DEFINITE_ONLY = ("icc", "cholesky", "boxmg", "amg")
+"""Preconditioners that need a positive definite matrix."""
+OURS = ("boxmg", "amg")
+"""Preconditioners of `forebay.kernels`, which learned weights may improve."""
 _WITH_OMEGA = ("eisenstat", "sor")
 _WITH_FILL = ("ilu", "icc", "bjacobi", "asm", "gasm")
 _RESERVED = {
@@ -89,6 +112,11 @@ class Choice:
         return self.factor is not None
 
     @property
+    def needs_stencil(self) -> bool:
+        """Is it made for the five- and seven-point stencils of grids alone?"""
+        return self.ksp == "batched" or self.pc == "boxmg"
+
+    @property
     def recycles(self) -> bool:
         """Does a subspace pass from sample to sample?"""
         return self.ksp in RECYCLING
@@ -131,12 +159,18 @@ class Method:
     """Of gcrodr and deflated_cg, see there."""
     reuse: Reuse = "none"
     """"preconditioner": keep that of an earlier sample while it still pays, see `reuse.RefreshRule`."""
+    backend: Backend = "auto"
+    """What "batched" computes on: "cpu", "cuda" (our kernels), "torch" (anywhere); "auto": a GPU where there is one."""
+    learned: str = ""
+    """Weights for "batched", "boxmg" and "amg": none, "shipped", "online" (trained in the run; batched only), or a
+    file."""
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     """Raw PETSc options without prefix, for example {"pc_gamg_threshold": 0.02}."""
 
     def __post_init__(self) -> None:
         _require_known("solver.method", self.method, METHODS)
         _require_known("solver.factor", self.factor, ("auto", "petsc", "mumps"))
+        _require_known("solver.backend", self.backend, get_args(Backend))
         if self.preconditioner is not None:
             _require_known("solver.preconditioner", self.preconditioner, PRECONDITIONERS)
         if not SMALLEST_RTOL <= self.rtol < 1:
@@ -153,10 +187,11 @@ class Method:
         self._check_options()
 
     def _check_combination(self) -> None:
-        if self.method == "direct" and self.preconditioner is not None:
+        if self.method in WITHOUT_PRECONDITIONER and self.preconditioner is not None:
             raise StudyError(
-                f"solver.preconditioner = {self.preconditioner!r} has no use with solver.method = 'direct'; leave it "
-                f"out, or choose an iterative method ({', '.join(METHODS[1:])})"
+                f"solver.preconditioner = {self.preconditioner!r} has no use with solver.method = {self.method!r}; "
+                f"leave it out, or choose an iterative method "
+                f"({', '.join(m for m in METHODS if m not in WITHOUT_PRECONDITIONER)})"
             )
         if self.method != "direct" and self.factor != "auto":
             raise StudyError(
@@ -167,6 +202,9 @@ class Method:
             raise StudyError(
                 f"solver.preconditioner = 'eisenstat' works with method = 'cg' only, not {self.method!r}; use 'sor'"
             )
+        if self.method == "batched":
+            self._check_batched()
+            return
         needs_symmetric = self.method in (*_POSITIVE_DEFINITE_ONLY, "minres")
         if needs_symmetric and self._preconditioner not in (*_SYMMETRIC, "cholesky"):
             raise StudyError(
@@ -184,9 +222,42 @@ class Method:
                 "with preconditioner = 'lu' or 'cholesky' to solve with the factor of an earlier sample"
             )
 
+    def _check_batched(self) -> None:
+        if self.reuse != "none":
+            raise StudyError(
+                f"solver.reuse = {self.reuse!r} has no use with solver.method = 'batched', which sets its multigrid up "
+                f"in the time of a few iterations; leave it out"
+            )
+        if self.options:
+            name = next(iter(self.options))
+            raise StudyError(
+                f"solver.options.{name} = {self.options[name]!r} has no use with solver.method = 'batched', which is "
+                f"none of PETSc's; leave it out"
+            )
+
+    def _check_learned(self, preconditioner: str | None) -> None:
+        batched = self.method == "batched"
+        if self.backend != "auto" and not batched:
+            raise StudyError(
+                f"solver.backend = {self.backend!r} has no use with solver.method = {self.method!r}; leave it out, or "
+                f"use method = 'batched'"
+            )
+        if self.learned and not batched and preconditioner not in OURS:
+            raise StudyError(
+                f"solver.learned = {self.learned!r} has no use with solver.method = {self.method!r} and preconditioner "
+                f"= {preconditioner!r}; leave it out, or use method = 'batched', or preconditioner = "
+                f"{' or '.join(map(repr, OURS))}"
+            )
+        if self.learned == "online" and not batched:
+            raise StudyError(
+                "solver.learned = 'online' works with solver.method = 'batched' only, which looks for new weights "
+                "before each block; use 'shipped', or a file"
+            )
+
     def _check_parameters(self) -> None:
         """Numbers that only some methods have."""
-        preconditioner = None if self.method == "direct" else self._preconditioner
+        preconditioner = None if self.method in WITHOUT_PRECONDITIONER else self._preconditioner
+        self._check_learned(preconditioner)
         if self.omega is not None:
             if preconditioner not in _WITH_OMEGA:
                 raise StudyError(
@@ -258,11 +329,25 @@ class Method:
         Raises:
             StudyError: the method is not valid for such a matrix.
         """
-        if self.method != "direct" and self._preconditioner == "mg" and not structured:
+        if self.method == "direct":
+            return self._resolve_direct(symmetry, unknowns)
+        if self.method == "batched":
+            return self._resolve_batched(symmetry, structured)
+        if self._preconditioner in ("mg", "boxmg") and not structured:
             raise StudyError(
-                "solver.preconditioner = 'mg' needs a problem on a structured grid (one with `grid_shape`); use 'gamg'"
+                f"solver.preconditioner = {self._preconditioner!r} needs a problem on a structured grid (one with "
+                f"`grid_shape`); use 'gamg'"
             )
-        return self._resolve_direct(symmetry, unknowns) if self.method == "direct" else self._resolve_krylov(symmetry)
+        return self._resolve_krylov(symmetry)
+
+    def _resolve_batched(self, symmetry: Symmetry, structured: bool) -> Choice:
+        if symmetry != "spd" or not structured:
+            has = f"the problem's is {_WORDS[symmetry]}" if symmetry != "spd" else "the problem has no `grid_shape`"
+            raise StudyError(
+                f"solver.method = 'batched' needs a symmetric positive definite matrix on a structured grid, {has}; "
+                f"use {'direct, cg or auto' if symmetry == 'spd' else 'direct, gmres or auto'}"
+            )
+        return Choice("batched", "multigrid", "batched:learned" if self.learned else "batched:multigrid")
 
     def _resolve_direct(self, symmetry: Symmetry, unknowns: int) -> Choice:
         """Cholesky where the matrix allows it.
@@ -287,10 +372,10 @@ class Method:
                 f"{_WORDS[symmetry]}; use {others}"
             )
         pc = self._preconditioner
-        if pc in ("icc", "cholesky") and symmetry != "spd":
+        if pc in _DEFINITE_ONLY and symmetry != "spd":
             raise StudyError(
                 f"solver.preconditioner = {pc!r} needs a symmetric positive definite matrix, the problem's is "
-                f"{_WORDS[symmetry]}; use {'ilu' if pc == 'icc' else 'lu'!r}"
+                f"{_WORDS[symmetry]}; use {'lu' if pc == 'cholesky' else 'ilu'!r}"
             )
         if self.method == "minres" and symmetry == "symmetric" and pc not in ("none", "jacobi"):
             raise StudyError(
@@ -312,7 +397,9 @@ class Method:
 
     def _detail(self) -> str:
         number = self.omega if self.omega is not None else self.fill or None
-        return ("" if number is None else f"({number:g})") + (" reused" if self.reuse != "none" else "")
+        if self.learned:
+            return "(learned)"
+        return ("" if number is None else f"({number:g})") + (":reused" if self.reuse != "none" else "")
 
 
 _WORDS = {"spd": "symmetric positive definite", "symmetric": "symmetric", "general": "general (not symmetric)"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from forebay.solvers.assemble import System
 from forebay.solvers.krylov.bandit import ArmSelector
 from forebay.solvers.linear import LinearSolver, Solution
 from forebay.solvers.methods import Method
+from forebay.solvers.single import make_single
+
+if TYPE_CHECKING:
+    from forebay.solvers.batched.solver import StencilSolver
 
 WORTH_A_DECISION_S = {False: 5e-3, True: 2e-2}
 """A decision costs 60 µs, with features 200, so it holds for as many like samples as this has room for."""
@@ -54,10 +58,11 @@ class Portfolio:
     """Solves each sample by the arm that the selector names; a sample whose arm failed goes to the next best one.
 
     What an arm costs is the time until the sample was certified: an arm that fails pays for its own attempt, and the
-    arm that saved the sample for its own.  Solver objects are made when their arm is first tried, and that time counts,
-    as does the set-up of every sample.  `features` numbers in [-1, 1] may describe each sample; costs are then
-    regressed on them, and an arm that fails on some samples is given up among their like only.  Seconds are processor
-    time of this thread, so that a neighbour on the same core does not decide.
+    arm that saved the sample for its own.  The set-up of every sample counts; that of a solver object does not: it is
+    made when its arm is first tried, and may have to wait for a compiler, once on a machine.  `features` numbers in
+    [-1, 1] may describe each sample; costs are then regressed on them, and an arm that fails on some samples is given
+    up among their like only.  Seconds are processor time of this thread, so that a neighbour on the same core does not
+    decide.
     """
 
     def __init__(
@@ -66,7 +71,7 @@ class Portfolio:
         self._system = system
         self._methods = tuple(methods)
         self._facts = facts
-        self._solvers: dict[int, LinearSolver] = {}
+        self._solvers: dict[int, LinearSolver | StencilSolver] = {}
         self._labels = [
             method.resolve(facts.symmetry, facts.unknowns, structured=facts.grid is not None).label
             for method in self._methods
@@ -126,11 +131,9 @@ class Portfolio:
             arm = left[0]
 
     def _try(self, arm: int, guess: np.ndarray | None, cell: tuple[int, ...]) -> Solution:
-        started = time.thread_time()
         if arm not in self._solvers:
-            self._solvers[arm] = LinearSolver(
-                self._system, self._methods[arm], symmetry=self._facts.symmetry, grid=self._facts.grid
-            )
+            self._solvers[arm] = make_single(self._system, self._methods[arm], self._facts)
+        started = time.thread_time()
         chosen = self._selector.reason == "policy" and arm == self._selector.chosen
         solution = self._count(arm, self._solvers[arm].solve(guess, cap_s=self._selector.cap(arm)))
         seconds = time.thread_time() - started

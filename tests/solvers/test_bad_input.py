@@ -23,11 +23,15 @@ SPD_METHODS = {
     "cg+icc": Method("cg", "icc", max_iterations=300),
     "cg+eisenstat": Method("cg", "eisenstat", omega=1.5, max_iterations=300),
     "cg+mg": Method("cg", "mg", max_iterations=300),
-    "cg+cholesky reused": Method("cg", "cholesky", reuse="preconditioner", max_iterations=300),
+    "cg+cholesky:reused": Method("cg", "cholesky", reuse="preconditioner", max_iterations=300),
     "deflated_cg": Method("deflated_cg", max_iterations=300),
     "gcrodr": Method("gcrodr", restart=20, recycle=8, max_iterations=300),
     "lgmres": Method("lgmres", max_iterations=300),
     "bcgsl": Method("bcgsl", max_iterations=300),
+    "cg+boxmg": Method("cg", "boxmg", max_iterations=300),
+    "cg+amg": Method("cg", "amg", max_iterations=300),
+    "batched": Method("batched", backend="cpu", max_iterations=300),
+    "batched by torch": Method("batched", backend="torch", max_iterations=300),
     "auto": Automatic(max_iterations=300),
 }
 

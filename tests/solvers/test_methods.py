@@ -33,12 +33,14 @@ from forebay.solvers.methods import NATIVE_UNKNOWNS, Method
             {"method": "cg", "preconditioner": "cholesky", "reuse": "preconditioner"},
             "spd",
             9,
-            "cg+cholesky reused",
+            "cg+cholesky:reused",
         ),
     ],
 )
 def test_a_method_is_made_concrete_by_kind_and_size_of_the_matrix(options, symmetry, unknowns, label):
-    assert Method(**options).resolve(symmetry, unknowns).label == label
+    found = Method(**options).resolve(symmetry, unknowns).label
+    assert found == label
+    assert len(found.split()) == 1, "data sets separate the names of methods by blanks"
 
 
 @pytest.mark.parametrize(

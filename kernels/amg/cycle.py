@@ -1,0 +1,130 @@
+"""Kernels of the V-cycle; vectors (n,) or, for several right-hand sides, row-major panels (n, c).
+
+The loop over the right-hand sides is the innermost one, so that every entry of a matrix is read once for all of them.
+Blocks of the prolongator come as (blocks,) for one candidate and as (blocks, k) for k: numba compiles each apart, and
+all branches on `ndim` fall away.  All kernels are in this one file: numba's cache on disk follows the file of a
+function, not those of what it calls.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+
+
+@compiled
+def smooth_first(smoother: np.ndarray, r: np.ndarray, z: np.ndarray) -> None:
+    """First sweep, from zero: z = m r."""
+    for i in range(len(smoother)):
+        if r.ndim == 1:
+            z[i] = smoother[i] * r[i]
+        else:
+            for c in range(r.shape[1]):
+                z[i, c] = smoother[i] * r[i, c]
+
+
+@compiled
+def restrict_residual(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    r: np.ndarray,
+    z: np.ndarray,
+    prolong_indptr: np.ndarray,
+    prolong_indices: np.ndarray,
+    prolong: np.ndarray,
+    work: np.ndarray,
+    coarse: np.ndarray,
+) -> None:
+    """Write Pᵀ (r - A z), row by row, so that the residual is never stored; `work` has one number a column."""
+    coarse[:] = 0.0
+    for i in range(len(indptr) - 1):
+        if r.ndim == 1:
+            left = r[i]
+            for t in range(indptr[i], indptr[i + 1]):
+                left -= values[t] * z[indices[t]]
+            for q in range(prolong_indptr[i], prolong_indptr[i + 1]):
+                if prolong.ndim == 1:
+                    coarse[prolong_indices[q]] += prolong[q] * left
+                else:
+                    k = np.uintp(prolong.shape[1])
+                    for a in range(k):
+                        coarse[prolong_indices[q] * k + a] += prolong[q, a] * left
+        else:
+            _residual_row(indptr, indices, values, r, z, i, work)
+            for q in range(prolong_indptr[i], prolong_indptr[i + 1]):
+                if prolong.ndim == 1:
+                    for c in range(r.shape[1]):
+                        coarse[prolong_indices[q], c] += prolong[q] * work[c]
+                else:
+                    k = np.uintp(prolong.shape[1])
+                    for a in range(k):
+                        for c in range(r.shape[1]):
+                            coarse[prolong_indices[q] * k + a, c] += prolong[q, a] * work[c]
+
+
+@compiled
+def prolong_add(
+    prolong_indptr: np.ndarray, prolong_indices: np.ndarray, prolong: np.ndarray, coarse: np.ndarray, z: np.ndarray
+) -> None:
+    """Correct: z += P coarse."""
+    for i in range(len(prolong_indptr) - 1):
+        if z.ndim == 1:
+            total = z[i]
+            for q in range(prolong_indptr[i], prolong_indptr[i + 1]):
+                if prolong.ndim == 1:
+                    total += prolong[q] * coarse[prolong_indices[q]]
+                else:
+                    k = np.uintp(prolong.shape[1])
+                    for a in range(k):
+                        total += prolong[q, a] * coarse[prolong_indices[q] * k + a]
+            z[i] = total
+        else:
+            for q in range(prolong_indptr[i], prolong_indptr[i + 1]):
+                if prolong.ndim == 1:
+                    for c in range(z.shape[1]):
+                        z[i, c] += prolong[q] * coarse[prolong_indices[q], c]
+                else:
+                    k = np.uintp(prolong.shape[1])
+                    for a in range(k):
+                        for c in range(z.shape[1]):
+                            z[i, c] += prolong[q, a] * coarse[prolong_indices[q] * k + a, c]
+
+
+@compiled
+def smooth(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    smoother: np.ndarray,
+    r: np.ndarray,
+    z: np.ndarray,
+    work: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """One sweep: out = z + m (r - A z)."""
+    for i in range(len(indptr) - 1):
+        if r.ndim == 1:
+            left = r[i]
+            for t in range(indptr[i], indptr[i + 1]):
+                left -= values[t] * z[indices[t]]
+            out[i] = z[i] + smoother[i] * left
+        else:
+            _residual_row(indptr, indices, values, r, z, i, work)
+            for c in range(r.shape[1]):
+                out[i, c] = z[i, c] + smoother[i] * work[c]
+
+
+@compiled
+def _residual_row(
+    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, r: np.ndarray, z: np.ndarray, i: int, work: np.ndarray
+) -> None:
+    """Write row i of r - A z."""
+    for c in range(r.shape[1]):
+        work[c] = r[i, c]
+    for t in range(indptr[i], indptr[i + 1]):
+        value, j = values[t], indices[t]
+        for c in range(r.shape[1]):
+            work[c] -= value * z[j, c]

@@ -1,0 +1,147 @@
+"""Kernels on a CUDA device: compiled on first use, launched on torch's current stream on torch tensors, without copies."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forebay.kernels import compile as compiling
+from forebay.kernels.launcher import Launcher
+
+Launchers = Callable[[str, Mapping[str, str]], Launcher]
+"""Makes the launcher of a source with its macros, or finds the one that was made before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What decides how much of a system stays on the chip."""
+
+    shared_bytes: int
+    """Shared memory that one block may have at most: 232,448 on an H100 or H200, 166,912 on an A100."""
+    multiprocessors: int
+    clusters: bool
+    """Whether blocks of a cluster can read each other's shared memory."""
+
+
+def limits_of(device: torch.device) -> Limits:
+    """Of a CUDA device."""
+    found = torch.cuda.get_device_properties(device)
+    return Limits(found.shared_memory_per_block_optin, found.multi_processor_count, found.major >= 9)
+
+
+def launchers_of(device: torch.device) -> Launchers:
+    """Launchers for a CUDA device, each made once."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return lambda name, macros: _launcher(name, tuple(sorted(macros.items())), index)
+
+
+@functools.cache
+def _launcher(name: str, macros: tuple[tuple[str, str], ...], index: int) -> CudaLauncher:
+    return CudaLauncher(name, dict(macros), torch.device("cuda", index))
+
+
+class CudaLauncher:
+    """See `Launcher`: kernels of one source on one device."""
+
+    def __init__(self, name: str, macros: Mapping[str, str], device: torch.device) -> None:
+        """Compile, or take from the cache.
+
+        Raises:
+            CompileError: cuda-core or NVRTC is missing, or NVRTC refuses the source.
+        """
+        self._device = device
+        major, minor = torch.cuda.get_device_capability(device)
+        with torch.cuda.device(device):
+            self._code = compiling.load(name, macros, arch=f"sm_{major}{minor}")
+        self._core = importlib.import_module("cuda.core")
+        self._kernels: dict[str, Any] = {}
+        self._shared: dict[str, int] = {}
+
+    def launch(
+        self,
+        kernel: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared_bytes: int,
+        args: Sequence[Any],
+        cluster: int = 1,
+        cooperative: bool = False,
+    ) -> None:
+        """See `Launcher.launch`."""
+        # cuda-core counts a grid in clusters, everybody else in blocks.
+        clusters = (grid[0] // cluster, *grid[1:])
+        options: dict[str, Any] = {"cluster": (cluster, 1, 1)} if cluster > 1 else {}
+        with torch.cuda.device(self._device):
+            self._core.Device(self._device.index).set_current()
+            config = self._core.LaunchConfig(
+                grid=clusters, block=tuple(block), shmem_size=shared_bytes, is_cooperative=cooperative, **options
+            )
+            stream = _Stream(torch.cuda.current_stream(self._device).cuda_stream)
+            values = [_argument(value, self._device) for value in args]
+            self._core.launch(stream, config, self._kernel(kernel, shared_bytes), *values)
+
+    def _kernel(self, name: str, shared_bytes: int) -> Any:
+        if name not in self._kernels:
+            self._kernels[name] = self._code.get_kernel(name)
+        if shared_bytes > self._shared.get(name, _SHARED_WITHOUT_ASKING):
+            _allow_shared(self._kernels[name], shared_bytes, self._device.index)
+            self._shared[name] = shared_bytes
+        return self._kernels[name]
+
+
+_SHARED_WITHOUT_ASKING = 48 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A stream as cuda-core takes it; torch's own class has this method since 2.8 only."""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+def _allow_shared(kernel: Any, shared_bytes: int, index: int) -> None:
+    driver = importlib.import_module("cuda.bindings.driver")
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    (status,) = driver.cuKernelSetAttribute(attribute, shared_bytes, kernel.handle, index)
+    if int(status):
+        raise RuntimeError(
+            f"the device refuses {shared_bytes} bytes of shared memory a block ({status}); its limit is "
+            f"{limits_of(torch.device('cuda', index)).shared_bytes}"
+        )
+
+
+def _argument(value: Any, device: torch.device) -> Any:
+    """What cuda-core takes: addresses as integers, numpy scalars as they are."""
+    if value is None:
+        return 0
+    if isinstance(value, np.generic):
+        return value
+    if not isinstance(value, Tensor) or value.device != device or not value.is_contiguous():
+        raise ValueError(
+            f"a kernel's argument is {type(value).__name__}; it must be a contiguous tensor on {device}, a numpy scalar "
+            f"or None"
+        )
+    return value.data_ptr()
+
+
+def recorded(device: torch.device, work: Callable[[], None]) -> Callable[[], None]:
+    """`work`, which only launches, as one CUDA graph: repeating it costs one launch.  Itself on other devices.
+
+    It must have run before, so that its kernels are compiled and loaded, and is not run by recording.
+    """
+    if device.type != "cuda":
+        return work
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        work()
+    return graph.replay
