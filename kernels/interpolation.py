@@ -20,12 +20,14 @@ def interpolation(rows: LevelRows, gates: Tensor | None = None) -> Tensor:
 
     A fine cell i that is odd along the axes S gets from its neighbours at offsets c, nonzero within S only,
 
-        u_i = Σ_c w_c u_{i+c},   w_c = −(Σ_{o: o on S is c} A[i, i+o]) / (Σ_{o: o on S is 0} A[i, i+o])
+        u_i = Σ_c w_c u_{i+c},   w_c = n_c / (Σ_c n_c + max(Σ_j A_ij, 0)),   n_c = max(−Σ_{o: o on S is c} A[i, i+o], 0)
 
     cells with one odd axis first (their neighbours are coarse cells), then with two, then with three.  Coarse cells
-    take their own value.  Where the denominator is not positive the diagonal stands in for it: such a cell does not
-    couple along S.  Neighbours that couple to nothing at all, cells outside of the domain, give no value: what the
-    collapse would draw from them is added to the denominator.  Weights sum to 1 where the row sum is 0.
+    take their own value; a cell that does not couple along S gets none.  Neighbours that couple to nothing at all, cells
+    outside of the domain, give no value.  Weights sum to 1 where the row sum is 0.
+
+    Differs from Dendy (1982) in the denominator, which is there the sum of A[i, i+o] with o = 0 on S: the same number for
+    an M-matrix, but on coarse levels of rough media couplings may be positive, and then it can be small or negative.
 
     Args:
         rows: the operator.
@@ -65,20 +67,25 @@ def _collapsed(rows: LevelRows, parity: Parity, lone: Tensor | None) -> Weights:
         target = tuple(step * odd for step, odd in zip(offset, parity, strict=True))
         entry = of_parity(values, parity)
         sums[target] = sums[target] + entry if target in sums else entry
-    own = sums.pop((0,) * rows.dimension)
-    if lone is not None:
-        axes = tuple(range(1, rows.dimension + 1))
-        for target in sums:
+    diagonal = of_parity(rows.values[(0,) * rows.dimension], parity)
+    row_sum = torch.stack(list(sums.values())).sum(0)
+    del sums[(0,) * rows.dimension]
+    axes = tuple(range(1, rows.dimension + 1))
+    numerators: Weights = {}
+    for target, total in sums.items():
+        numerator = (-total).clamp_min(0)
+        if lone is not None:
             # Rolling is shifting here: no cell of the grid has a coupling across the padding.
             barred = of_parity(lone.roll(tuple(-step for step in target), axes), parity)
-            own = own + torch.where(barred, sums[target], 0.0)
-            sums[target] = torch.where(barred, 0.0, sums[target])
-    diagonal = of_parity(rows.values[(0,) * rows.dimension], parity)
-    least = 64 * torch.finfo(own.dtype).eps * diagonal
-    usable = torch.where(own > least, own, torch.where(diagonal > 0, diagonal, 1.0))
-    # A NaN must stay one: both comparisons above are false for it.
-    inverse = torch.where(own.isnan(), own, 1 / usable)
-    return {target: -total * inverse for target, total in sums.items()}
+            numerator = torch.where(barred, 0.0, numerator)
+        numerators[target] = numerator
+    # A row sum this small is rounding; taking it for decay would cost constants, and thereby contrast.
+    least = (8 if row_sum.dtype == torch.float32 else 4096) * torch.finfo(row_sum.dtype).eps * diagonal
+    own = torch.stack(list(numerators.values())).sum(0) + torch.where(row_sum > least, row_sum, 0.0)
+    inverse = 1 / torch.where(own > 0, own, torch.where(diagonal > 0, diagonal, 1.0))
+    # A NaN must stay one: the comparisons above are false for it.
+    inverse = torch.where(row_sum.isnan(), row_sum, inverse)
+    return {target: numerator * inverse for target, numerator in numerators.items()}
 
 
 def _gated(weights: Weights, gates: list[Tensor]) -> Weights:
@@ -88,10 +95,8 @@ def _gated(weights: Weights, gates: list[Tensor]) -> Weights:
         for target, weight in weights.items()
     }
     old, new = sum(weights.values()), sum(changed.values())
-    least = torch.stack(list(weights.values())).amin(0)
-    fits = (least >= 0) & (new > 0)
-    ratio = torch.where(fits, old / torch.where(fits, new, 1.0), 1.0)
-    return {target: torch.where(fits, changed[target] * ratio, weights[target]) for target in weights}
+    ratio = torch.where(new > 0, old / torch.where(new > 0, new, 1.0), 1.0)
+    return {target: weight * ratio for target, weight in changed.items()}
 
 
 def _onto_coarse(parity: Parity, weights: Weights, finished: dict[Parity, Weights]) -> Weights:

@@ -51,9 +51,7 @@ class OnChip:
             fields: u, float64 [k, *shape]; what rounds correct.
         """
         self._plan, self._stencil, self._rhs, self._fields = plan, stencil, rhs, fields
-        self._null = nullspace_of(stencil)
-        if self._null is not None:
-            self._null = self._null.float().contiguous()
+        self._nullspace = nullspace_of(stencil)
         self._launcher = launchers("on_chip", plan.macros)
         self._clusters = min(len(rhs), max(1, limits.multiprocessors * plan.resident // plan.cluster))
         self._size = rhs.flatten(1).norm(dim=1)
@@ -92,7 +90,6 @@ class OnChip:
         shared = np.int32(self._stencil.batch == 1)
         args = (self._table, self._addresses, np.int32(len(self._levels)), np.int32(self._kind), shared)
         args += (systems, np.int32(len(systems)), self._ticket, self._residual, self._solution, self._direction)
-        args += (self._null,)
         args += (target, most, self._iterations, self.status)
         grid = (clusters * plan.cluster,)
         self._launcher.launch("pcg_on_chip", grid, (plan.threads,), plan.shared_bytes, args, cluster=plan.cluster)
@@ -106,8 +103,8 @@ class OnChip:
         args = (*faces, stencil.reaction, *sizes, np.int32(stencil.batch == 1), systems, self._rhs, self._fields)
         args += (self._solution, scale, self._size, self._residual, self._norm)
         self._launcher.launch("correct_and_measure", (len(systems),), (_MEASURING_THREADS,), 0, args)
-        if self._null is not None:
-            self._residual.copy_(project(self._residual, self._null))
+        if self._nullspace is not None:
+            self._residual.copy_(project(self._residual, self._nullspace))
 
 
 def _levels(stencil: Stencil, chosen: Chosen, scales: Tensor) -> tuple[int, list[tuple[Tensor, ...]]]:

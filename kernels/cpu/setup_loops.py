@@ -153,13 +153,13 @@ def interpolate(
             begin = centre + slow * coarse[SLOW_STRIDE] + middle * coarse[MIDDLE_STRIDE]
             for x in range(coarse[X]):
                 store[begin + x] = 1
-    tiny = 64 * np.finfo(weights.dtype).eps
+    rounding = (8 if weights.itemsize == 4 else 4096) * np.finfo(weights.dtype).eps
     for c in range(classes.shape[1]):
         which = classes[level, c]
         for start in range(0, flat, SLAB):
             n = min(SLAB, flat - start)
             _collapse(parts, start, n, which, collapse, weights)
-            _divide(parts, which[0] + start, n, which[5], weights, tiny)
+            _divide(parts, which[0] + start, n, which[5], weights, rounding)
             if gated:
                 _gate(parts, which[6] + start, size, n, which, offsets[level, c], weights)
             for t in range(which[3], which[4]):
@@ -190,15 +190,29 @@ def _collapse(
 
 
 @compiled
-def _divide(parts: np.ndarray, diagonal: int, n: int, count: int, weights: np.ndarray, tiny: Real) -> None:
-    """-1 times the sums over the first of them, or over the diagonal where that is not positive."""
+def _divide(parts: np.ndarray, diagonal: int, n: int, count: int, weights: np.ndarray, rounding: Real) -> None:
+    """n_c = max(-sum, 0) over Σ n_c + max(row sum, 0), row sums below `rounding` times the diagonal being rounding."""
     d = U(diagonal)
-    one = weights.dtype.type(1)
+    zero, one = weights.dtype.type(0), weights.dtype.type(1)
+    for number in range(1, count):
+        a = U(number * SLAB)
+        for k in range(n):
+            weights[U(k)] += weights[a + U(k)]
     for k in range(n):
         i = U(k)
-        own, stand_in = weights[i], parts[d + i]
-        stand_in = stand_in if stand_in > 0 else one
-        weights[i] = -one / (own if own > tiny * stand_in else stand_in)
+        weights[i] = zero if weights[i] <= rounding * parts[d + i] else weights[i]
+    for number in range(1, count):
+        a = U(number * SLAB)
+        for k in range(n):
+            i = U(k)
+            coupling = -weights[a + i]
+            coupling = zero if coupling < zero else coupling
+            weights[a + i] = coupling
+            weights[i] += coupling
+    for k in range(n):
+        i = U(k)
+        stand_in = parts[d + i] if parts[d + i] > zero else one
+        weights[i] = one / (stand_in if weights[i] <= zero else weights[i])
     for number in range(1, count):
         a = U(number * SLAB)
         for k in range(n):
@@ -209,12 +223,12 @@ def _divide(parts: np.ndarray, diagonal: int, n: int, count: int, weights: np.nd
 def _gate(
     parts: np.ndarray, gates: int, size: int, n: int, which: np.ndarray, offsets: np.ndarray, weights: np.ndarray
 ) -> None:
-    """Weights times Π e^c, rescaled to their old sum; cells with a negative weight are left as they are."""
+    """Weights times Π e^c, rescaled to their old sum."""
     count, axes = which[5], 3 if len(offsets) > 9 else 2
     changed = count * SLAB
     one = weights.dtype.type(1)
     for i in range(n):
-        old, new, least = weights[i] * 0, weights[i] * 0, weights[i] * 0
+        old, new = weights[i] * 0, weights[i] * 0
         for number in range(1, count):
             weight = weights[number * SLAB + i]
             factor = one
@@ -224,9 +238,8 @@ def _gate(
                 factor *= gate if step > 0 else one / gate if step < 0 else one
             old += weight
             new += factor * weight
-            least = min(least, weight)
             weights[changed + number * SLAB + i] = factor * weight
-        if least >= 0 and new > 0:
+        if new > 0:
             for number in range(1, count):
                 weights[number * SLAB + i] = weights[changed + number * SLAB + i] * (old / new)
 

@@ -329,19 +329,15 @@ __device__ __forceinline__ double begin_preconditioning(const Level* levels, int
     return energy;
 }
 
-// p = z + beta p; returns the thread's part of <null, p> where there is a null space.
-__device__ __forceinline__ double finish_preconditioning(const Level& level, bool cycle, const Slab& r, const Slab& t,
-                                                         const Slab& p, float beta, const float* null) {
-    double along = 0.0;
+// p = z + beta p.
+__device__ __forceinline__ void finish_preconditioning(const Level& level, bool cycle, const Slab& r, const Slab& t,
+                                                       const Slab& p, float beta) {
     for (int here = threadIdx.x; here < p.cells; here += THREADS) {
         const int i = p.first + here;
         float z = t.own[here];
         if (cycle) z += __ldg(level.smoother + i) * (r.own[here] - star(level, t, i));
-        const float value = z + beta * p.own[here];
-        p.own[here] = value;
-        if (null) along += static_cast<double>(__ldg(null + i) * value);
+        p.own[here] = z + beta * p.own[here];
     }
-    return along;
 }
 
 // The present system's levels, from the table of places and the addresses of the batch's arrays.
@@ -389,14 +385,11 @@ __device__ __forceinline__ int take_system(int* ticket, int* next) {
 // shared_matrix  1: one matrix for all systems
 // systems    [system_count] which systems of the batch to solve; ticket is 0 at the launch
 // direction  [clusters][cells] where the direction is not on chip
-// null_space [batch, or 1 for a shared matrix][cells] of norm 1 or 0: what A maps to 0, kept out of the direction; null
-//            where no system has any
 // target     [batch] absolute; budget [batch] most iterations; iterations [batch] are added to; status [batch] outcome
 KERNEL(THREADS, BLOCKS) pcg_on_chip(
     const int* __restrict__ table, const long long* __restrict__ arrays, int level_count, int kind, int shared_matrix,
     const int* __restrict__ systems, int system_count, int* ticket, const float* __restrict__ b, float* __restrict__ x,
-    float* direction, const float* null_space, const double* __restrict__ target, const int* __restrict__ budget,
-    int* iterations, int* status) {
+    float* direction, const double* __restrict__ target, const int* __restrict__ budget, int* iterations, int* status) {
     DYNAMIC_SHARED(float, floats);
     SHARED(double, scratch, SCRATCH);
     SHARED(Level, levels, LEVELS_MAX);
@@ -413,9 +406,7 @@ KERNEL(THREADS, BLOCKS) pcg_on_chip(
         const int position = take_system(ticket, &next[0]);
         if (position >= system_count) break;
         const int system = systems[position];
-        const long long matrix = shared_matrix ? 0 : system;
-        const float* const null = null_space ? null_space + matrix * cells : nullptr;
-        open_levels(table, arrays, level_count, kind == MULTIGRID, matrix, floats, levels);
+        open_levels(table, arrays, level_count, kind == MULTIGRID, shared_matrix ? 0 : system, floats, levels);
         const long long offset = static_cast<long long>(system) * cells + r.first;
         double part[2] = {0.0, 0.0};
         for (int here = threadIdx.x; here < r.cells; here += THREADS) {
@@ -442,12 +433,7 @@ KERNEL(THREADS, BLOCKS) pcg_on_chip(
             }
             const Level finest = levels[0];
             const float beta = done == 0 ? 0.0f : static_cast<float>(energy / before);
-            part[0] = finish_preconditioning(finest, kind == MULTIGRID && level_count > 1, r, t, p, beta, null);
-            if (null) {
-                system_sum(part, scratch, turn);
-                for (int here = threadIdx.x; here < p.cells; here += THREADS)
-                    p.own[here] -= static_cast<float>(part[0]) * __ldg(null + p.first + here);
-            }
+            finish_preconditioning(finest, kind == MULTIGRID && level_count > 1, r, t, p, beta);
             system_sync();
             part[0] = part[1] = 0.0;
             for (int here = threadIdx.x; here < p.cells; here += THREADS) {
@@ -480,7 +466,6 @@ KERNEL(THREADS, BLOCKS) pcg_on_chip(
             status[system] = square < 1e300 ? outcome : NONFINITE;
         }
     }
-    system_sync();
 }
 
 // u += scale e, then r = (b - A u) / size in float64, handed on in float32, and ||b - A u||: one block a system.

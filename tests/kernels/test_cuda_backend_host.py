@@ -80,7 +80,9 @@ def test_fields_are_certified_and_iterations_are_those_of_torch(host_kernels, sh
         assert end.refinements >= 2
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (6, 7), (8, 9), (3, 40), (31, 5), (1, 5, 20), (5, 5, 5), (4, 3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 9), (6, 7), (8, 9), (3, 40), (31, 5), (1, 5, 20), (5, 5, 5), (4, 3, 2)], ids=str
+)
 def test_any_shape_is_solved_like_dense_linear_algebra(host_kernels, shape):
     stencil, rhs = problem(shape, 2, seed=13)
     fields, endings = solve(stencil, rhs, BLOCK, rtol=1e-10)
@@ -182,7 +184,9 @@ def test_too_few_iterations_are_owned_up_to(host_kernels, way):
     stencil, rhs = problem((16, 12), 2)
     fields, endings = solve(stencil, rhs, WAYS[way], most=5)
     assert [(end.outcome, end.iterations) for end in endings] == [(Outcome.MAX_ITERATIONS, 5)] * 2
-    assert torch.allclose(relative(stencil, fields, rhs), torch.tensor([end.residual for end in endings]).double(), rtol=1e-3)
+    assert torch.allclose(
+        relative(stencil, fields, rhs), torch.tensor([end.residual for end in endings]).double(), rtol=1e-3
+    )
 
 
 def test_systems_of_different_size_in_units_are_solved_alike(host_kernels):

@@ -8,7 +8,6 @@ from grid_levels import dense_cycle, dense_operator, dense_prolongation, iterati
 from forebay.kernels.grid_network import GridNetwork, features
 from forebay.kernels.grid_weights import GATE, SMOOTHING
 from forebay.kernels.hierarchy import half_offsets
-from forebay.kernels.interpolation import interpolation
 from forebay.kernels.level_rows import level_rows
 from forebay.kernels.multigrid import build_hierarchy
 from forebay.kernels.stencil import diffusion
@@ -124,19 +123,6 @@ def test_gates_keep_the_sums_of_the_weights_and_change_the_weights(shape):
     assert np.abs(left - right).max() > 0.05
     np.testing.assert_allclose(left.sum(1), right.sum(1), rtol=1e-10)
     assert left.min() >= 0
-
-
-def test_cells_with_a_negative_weight_are_not_gated():
-    level = build_hierarchy(rough_stencil((9, 9)), dtype=torch.float64).levels[0]
-    off = level.off.clone()
-    off[0, 0, 4, 4] = 0.2 * level.diagonal[0, 4, 4]
-    rows = level_rows(level.diagonal, off, level.offsets)
-    gates = torch.full((1, 2, 9, 9), 3.0, dtype=torch.float64)
-    plain, gated = interpolation(rows), interpolation(rows, gates)
-    assert float(plain[0, 5, 2, 2]) < 0  # from (4, 4) to (4, 5)
-    for index, cell in ((5, (2, 2)), (3, (2, 3))):
-        assert gated[(0, index, *cell)] == plain[(0, index, *cell)]
-    assert gated[0, 5, 2, 3] < 0.9 * plain[0, 5, 2, 3]
 
 
 @pytest.mark.parametrize("shape", [(13, 9), (5, 7, 9)])

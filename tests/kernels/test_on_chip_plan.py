@@ -10,12 +10,29 @@ from forebay.kernels.on_chip_plan import LEVEL_INTS, STATIC_BYTES, plan_of
 
 H200 = Limits(232_448, 132, True)
 A100 = Limits(166_912, 108, False)
-SHAPES = [(32, 32), (64, 64), (128, 128), (16, 16, 16), (32, 32, 32), (33, 70), (7, 100), (5, 6, 7), (190, 190), (9, 9, 9)]
+SHAPES = [
+    (32, 32),
+    (64, 64),
+    (128, 128),
+    (16, 16, 16),
+    (32, 32, 32),
+    (33, 70),
+    (7, 100),
+    (5, 6, 7),
+    (190, 190),
+    (9, 9, 9),
+]
 
 
 @pytest.mark.parametrize(
     ("shape", "cluster", "kibibytes", "resident"),
-    [((32, 32), 1, 13, 8), ((64, 64), 1, 52, 4), ((128, 128), 1, 208, 1), ((16,) * 3, 1, 50, 2), ((32,) * 3, 2, 208, 1)],
+    [
+        ((32, 32), 1, 13, 8),
+        ((64, 64), 1, 52, 4),
+        ((128, 128), 1, 208, 1),
+        ((16,) * 3, 1, 50, 2),
+        ((32,) * 3, 2, 208, 1),
+    ],
 )
 def test_the_shapes_of_the_benchmark_stay_on_a_hopper_chip(shape, cluster, kibibytes, resident):
     plan = plan_of(shape, H200, multigrid=True)

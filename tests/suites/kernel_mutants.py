@@ -174,6 +174,7 @@ ON_CHIP = (
     ("if (up < level.cells) sum -=", "up < level.cells", "up <= level.cells"),
     ("fx = 2 * x + place % 3 - 1, fy", "2 * x + place % 3 - 1", "2 * x + place % 3"),
     ("9 * plane + place) * coarse.cells + i", "9 * plane + place", "9 * plane + 8 - place"),
+    ("if (fx >= level.nx || fy >= level.ny) continue;", "fx >= level.nx", "fx > level.nx"),
     ("if (px > cx || py > cy", "px > cx", "px < cx"),
     ("x + px >= coarse.nx ||", "x + px >= coarse.nx", "x + px > coarse.nx"),
     ("+ cx - 2 * px + 1;", "cx - 2 * px + 1", "cx + 1"),

@@ -31,16 +31,18 @@ def test_the_plain_box_is_the_seven_point_laplacian():
 
 def test_a_solid_neighbour_takes_no_part():
     matrix = dense(fluid_poisson((3, 3, 3), solid=mask((3, 3, 3), (1, 1, 1))))[0]
-    assert matrix[12, 12] == 5
-    assert matrix[12, 13] == 0
+    around = [4, 10, 12, 14, 16, 22]
+    assert (matrix.diagonal()[around] == 5).all()
+    assert not matrix[around, 13].any()
     assert matrix[13].nonzero().flatten().tolist() == [13]
 
 
 def test_air_has_no_pressure():
     matrix = dense(fluid_poisson((3, 3, 3), air=mask((3, 3, 3), (1, 1, 1))))[0]
-    assert matrix[12, 12] == 6
-    assert matrix[12, 13] == 0
-    assert matrix.sum(1)[12] == 2
+    around = [4, 10, 12, 14, 16, 22]
+    assert (matrix.diagonal()[around] == 6).all()
+    assert not matrix[around, 13].any()
+    assert (matrix.sum(1)[around] == 2).all()
 
 
 @pytest.mark.parametrize("side", range(6))
