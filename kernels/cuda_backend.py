@@ -88,7 +88,9 @@ class CudaSolver:
         """A u = b for finite b ≠ 0, float64 [k, *shape]; of a singular system the solution of zero mean."""
         nullspace = nullspace_of(self.stencil)
         rhs = rhs.contiguous()
-        fields = torch.zeros_like(rhs) if guess is None else project(guess, nullspace).clone(memory_format=torch.contiguous_format)
+        fields = torch.zeros_like(rhs)
+        if guess is not None:
+            fields += project(guess, nullspace)
         rounds = self._rounds(rhs, fields)
         progress = Progress(
             rounds.measure(), norm(rhs), rtol=rtol, max_iterations=max_iterations, inner_rtol=rounds.inner_rtol

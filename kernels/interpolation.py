@@ -20,14 +20,15 @@ def interpolation(rows: LevelRows, gates: Tensor | None = None) -> Tensor:
 
     A fine cell i that is odd along the axes S gets from its neighbours at offsets c, nonzero within S only,
 
-        u_i = Σ_c w_c u_{i+c},   w_c = n_c / (Σ_c n_c + max(Σ_j A_ij, 0)),   n_c = max(−Σ_{o: o on S is c} A[i, i+o], 0)
+        u_i = Σ_c w_c u_{i+c},   w_c = n_c / (Σ_c n_c + max(Σ_j A_ij, 0)),
+        n_c = max(−Σ_{o: o on S is c} A[i, i+o], 0)
 
     cells with one odd axis first (their neighbours are coarse cells), then with two, then with three.  Coarse cells
-    take their own value; a cell that does not couple along S gets none.  Neighbours that couple to nothing at all, cells
-    outside of the domain, give no value.  Weights sum to 1 where the row sum is 0.
+    take their own value; a cell that does not couple along S gets none.  Neighbours that couple to nothing at all,
+    cells outside of the domain, give no value.  Weights sum to 1 where the row sum is 0.
 
-    Differs from Dendy (1982) in the denominator, which is there the sum of A[i, i+o] with o = 0 on S: the same number for
-    an M-matrix, but on coarse levels of rough media couplings may be positive, and then it can be small or negative.
+    Differs from Dendy (1982) in the denominator, which is there the sum of A[i, i+o] with o = 0 on S: the same number
+    for an M-matrix, but on coarse levels of rough media couplings may be positive, and it can be small or negative.
 
     Args:
         rows: the operator.
@@ -94,7 +95,7 @@ def _gated(weights: Weights, gates: list[Tensor]) -> Weights:
         target: weight * math.prod(gate**step for gate, step in zip(gates, target, strict=True) if step)
         for target, weight in weights.items()
     }
-    old, new = sum(weights.values()), sum(changed.values())
+    old, new = torch.stack(list(weights.values())).sum(0), torch.stack(list(changed.values())).sum(0)
     ratio = torch.where(new > 0, old / torch.where(new > 0, new, 1.0), 1.0)
     return {target: weight * ratio for target, weight in changed.items()}
 

@@ -1,4 +1,4 @@
-"""Kernels on a CUDA device: compiled on first use, launched on torch's current stream on torch tensors, without copies."""
+"""Kernels on a CUDA device: compiled on first use, launched on torch's current stream and on its tensors, uncopied."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def _argument(value: Any, device: torch.device) -> Any:
         return value
     if not isinstance(value, Tensor) or value.device != device or not value.is_contiguous():
         raise ValueError(
-            f"a kernel's argument is {type(value).__name__}; it must be a contiguous tensor on {device}, a numpy scalar "
-            f"or None"
+            f"a kernel's argument is {type(value).__name__}; it must be a contiguous tensor on {device}, a numpy "
+            f"scalar or None"
         )
     return value.data_ptr()
 

@@ -16,8 +16,8 @@ from forebay.kernels.stencil import Stencil
 
 INNER_RTOL = 1e-3
 """Reduction of the residual that one round is asked for.  Rounds begin anew, so more of them cost iterations, and fewer
-leave float32 too long alone: 1e-3 took 11 iterations where float64 takes 11, 14 for 11, 27 for 23 (log-normal, inclusions
-1e4, white noise 1e4; 64 x 64), 1e-5 took 12, 16 and 27."""
+leave float32 too long alone: 1e-3 took 11 iterations where float64 takes 11, 14 for 11, 27 for 23 (log-normal,
+inclusions 1e4, white noise 1e4; 64 x 64), 1e-5 took 12, 16 and 27."""
 _PLAIN, _JACOBI, _MULTIGRID = 0, 1, 2
 _MEASURING_THREADS = 256
 
@@ -88,7 +88,13 @@ class OnChip:
         plan = self._plan
         clusters = min(self._clusters, len(members))
         shared = np.int32(self._stencil.batch == 1)
-        args = (self._table, self._addresses, np.int32(len(self._levels)), np.int32(self._kind), shared)
+        args: tuple[Any, ...] = (
+            self._table,
+            self._addresses,
+            np.int32(len(self._levels)),
+            np.int32(self._kind),
+            shared,
+        )
         args += (systems, np.int32(len(systems)), self._ticket, self._residual, self._solution, self._direction)
         args += (target, most, self._iterations, self.status)
         grid = (clusters * plan.cluster,)
@@ -108,7 +114,7 @@ class OnChip:
 
 
 def _levels(stencil: Stencil, chosen: Chosen, scales: Tensor) -> tuple[int, list[tuple[Tensor, ...]]]:
-    """What `pcg_on_chip` reads: kind of preconditioner, and four arrays a level; those it does not read repeat another."""
+    """Kind of preconditioner and four arrays a level for `pcg_on_chip`; one that it does not read repeats another."""
     by_cell = scales.view(-1, *[1] * stencil.dimension)
     reaction = (stencil.reaction * by_cell).float()
     if isinstance(chosen.cycle, Multigrid):

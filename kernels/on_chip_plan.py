@@ -18,6 +18,7 @@ _MOST_LEVELS = 12
 _CLUSTERS = (2, 4, 8)
 _RESERVED_BYTES = 1024  # of every block, by the driver
 _RESIDENT = {2: 1024, 3: 512}  # threads of a multiprocessor: 64 and 128 registers each, which do without spills
+_MOST_THREADS = {2: 1024, 3: 448}  # of a block; in a cluster a little more than 128 registers are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +134,7 @@ def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _threads(dimension: int, slab: int) -> int:
-    """Eight to twenty cells a thread; small systems share a multiprocessor, so that one computes while another waits."""
+    """Eight to forty cells a thread; small systems share a multiprocessor, so that one computes while another waits."""
     if slab <= 1024:
         return 128
-    return 256 if slab <= 4096 else _RESIDENT[dimension]
-
-
+    return 256 if slab <= 4096 else _MOST_THREADS[dimension]

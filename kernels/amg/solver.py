@@ -11,6 +11,7 @@ from forebay.kernels.amg.hierarchy import Hierarchy
 from forebay.kernels.amg.krylov import scaled
 from forebay.kernels.amg.probe import probe
 from forebay.kernels.amg.symbolic import THRESHOLD, make_symbolic
+from forebay.kernels.amg.watch import Watch
 from forebay.kernels.amg.weights import CLASSICAL, AmgWeights
 from forebay.kernels.guard import PROBE_STEPS, Decision, Probation, decide
 from forebay.kernels.records import Outcome, SystemRecord
@@ -78,6 +79,7 @@ class AmgSolver:
         self._chosen = Hierarchy(self.symbolic, weights, self._dtype, sweeps)
         self._classical = Hierarchy(self.symbolic, CLASSICAL, self._dtype, sweeps) if self.guard else self._chosen
         self._active = self._classical
+        self.watch = Watch()
         self._label = "amg:learned" if learned else "amg"
         self._matrix = (indptr.astype(np.uint32), indices.astype(np.uint32), np.array(reference, dtype=np.float64))
         self._diagonal = np.flatnonzero(np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)) == indices)
@@ -93,6 +95,11 @@ class AmgSolver:
     @property
     def decision(self) -> Decision | None:
         """What the guard last found; None without one."""
+        if self.guard and self.watch.withdrawn:
+            ratio = self.watch.ratio
+            return Decision(
+                False, ratio, f"learned slower than classical: {ratio:.2f} times the iterations of its solves"
+            )
         return self.guard.decision if self.guard else None
 
     @property
@@ -117,9 +124,10 @@ class AmgSolver:
         self._fault = self._find_fault()
         if self._fault:
             return
-        if self.guard and self.guard.due(PROBE_COST):
+        if self.guard and not self.watch.withdrawn and self.guard.due(PROBE_COST):
             self._probe(self.guard)
-        self._active = self._chosen if not self.guard or self.guard.decision.learned else self._classical
+        trusted = not self.guard or (self.guard.decision.learned and not self.watch.withdrawn)
+        self._active = self._chosen if trusted else self._classical
         self._active.set_up(self._matrix[2])
 
     def cycle(self, r: np.ndarray, z: np.ndarray) -> None:
@@ -161,6 +169,13 @@ class AmgSolver:
         result = pcg.solve(self._matrix, self._active.cycle, wanted, work, rtol=rtol, max_iterations=max_iterations)
         if self.guard:
             self.guard.advanced(float(result.iterations.max()))
+            if guess is None:
+                slowest = int(result.iterations.argmax())
+                self.watch.solved(
+                    learned=self._active is self._chosen,
+                    residual=float(result.residuals[slowest]),
+                    iterations=int(result.iterations[slowest]),
+                )
         records = [self._record(result, c) if finite[c] else self._refused(_BAD_INPUT) for c in range(len(finite))]
         return np.where(finite, work.x, np.nan), tuple(records)
 

@@ -86,8 +86,7 @@ def draw(basis: RitzBasis, count: int, generator: torch.Generator) -> Tensor:
     c_j is normal with deviation 9 for the lower half of the spectrum (and 5 % beyond it) and 1 above: what conjugate
     directions leave for later are the low modes.
 
-    Source: Kaneda et al., arXiv 2205.10763.  Differs: the paper's lower part reaches a fixed number of vectors beyond
-    the half; ours a share, because we take fewer.
+    Source: Kaneda et al., arXiv 2205.10763, for the factor 9; where the lower part ends is our reading.
     """
     modes = len(basis.values)
     coefficients = torch.randn(count, modes, generator=generator, dtype=torch.float64)

@@ -57,7 +57,7 @@ T exchange(T value, int source, bool keep_own, int line) {
 template <class T>
 T shuffle_down(T value, int by, int line) {
     const int source = (current->index & 31) + by;
-    return exchange(value, source, source > 63, line);
+    return exchange(value, source, source > 31, line);
 }
 
 template <class T>

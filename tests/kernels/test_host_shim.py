@@ -201,7 +201,7 @@ from forebay.kernels.host.build import build
 from forebay.kernels.host.launcher import HostLauncher
 from suites.shim_kernels import TEXT
 launcher = HostLauncher.of_library(build("shim_kernels", {}, sanitise=True, text=TEXT))
-launcher.launch(*%s)
+launcher.launch(%s)
 print("went on")
 """
 
@@ -209,13 +209,14 @@ print("went on")
 @pytest.mark.parametrize(
     ("call", "finding"),
     [
-        ("('beyond', (1,), (64,), 256, [np.zeros(64, np.float32), np.int32(0)])", None),
-        ("('beyond', (1,), (64,), 256, [np.zeros(64, np.float32), np.int32(1)])", "heap-buffer-overflow"),
-        ("('beyond', (1,), (64,), 256, [np.zeros(64, np.float32), np.int32(2)])", "heap-buffer-overflow"),
-        ("('beyond', (1,), (64,), 256, [np.zeros(64, np.float32), np.int32(3)])", "heap-buffer-overflow"),
-        ("('overflow', (1,), (64,), 0, [np.ones(64, np.int32)])", "signed integer overflow"),
+        ("'beyond', (1,), (64,), 256, [np.zeros(64, np.float32), np.int32(0)]", None),
+        ("'beyond', (1,), (64,), 256, [np.zeros(64, np.float32), np.int32(1)]", "heap-buffer-overflow"),
+        ("'beyond', (1,), (64,), 256, [np.zeros(64, np.float32), np.int32(2)]", "heap-buffer-overflow"),
+        ("'beyond', (1,), (64,), 256, [np.zeros(64, np.float32), np.int32(3)]", "heap-buffer-overflow"),
+        ("'late_reader', (2,), (64,), 0, [np.zeros(128, np.int32)], cluster=2", "heap-use-after-free"),
+        ("'overflow', (1,), (64,), 0, [np.ones(64, np.int32)]", "signed integer overflow"),
     ],
-    ids=["within", "dynamic shared", "static shared", "global", "arithmetic"],
+    ids=["within", "dynamic shared", "static shared", "global", "left cluster", "arithmetic"],
 )
 def test_sanitisers_see_what_kernels_do(kernel_cache, call, finding):
     output, errors = start_sanitised(kernel_cache, "-c", SANITISED % call).communicate()

@@ -144,7 +144,10 @@ def test_blocks_cover_the_grid_with_few_or_many_systems():
             (tiles, chunks, systems), chunk = _tiles(shape, batch, 256)
             assert systems == batch
             assert (chunks - 1) * chunk < shape[0] <= chunks * chunk
-            assert 256 * tiles >= shape[-1] * (shape[1] if len(shape) == 3 else 1)
+            wide, tall = (32, 8) if len(shape) == 3 else (256, 1)
+            down, rest = divmod(tiles, -(-shape[-1] // wide))
+            assert rest == 0
+            assert (down - 1) * tall < (shape[1] if len(shape) == 3 else 1) <= down * tall
     assert _tiles((4096, 4096), 1, 256)[0][:2] == (16, 64)
 
 

@@ -192,7 +192,7 @@ ON_CHIP = (
     ("r.own[here] - alpha * t.own[here]", "t.own[here]", "p.own[here]"),
     ("const int most = budget[system];", "budget[system]", "budget[0]"),
     ("goal = target[system] * target[system];", "target[system] * target[system]", "target[system]"),
-    ("const long long matrix = shared_matrix ? 0 : system;\n        const float* const null", "shared_matrix", "1"),
+    ("kind == MULTIGRID, shared_matrix ? 0 : system", "shared_matrix", "1"),
     ("position >= system_count", "position >= system_count", "position > system_count"),
     ("const int system = systems[position]", "systems[position]", "position"),
     ("turn ^= 1;", "turn ^= 1;", ""),

@@ -32,7 +32,7 @@ def start_sanitised(cache, *arguments):
         **os.environ,
         "LD_PRELOAD": preload(),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONPATH": str(TESTS),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])),
         "FOREBAY_CACHE": str(cache),
         "OPENBLAS_NUM_THREADS": "1",
     }

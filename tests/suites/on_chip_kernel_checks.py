@@ -109,7 +109,7 @@ class OnChipChecks:
         blocks, cells = 2, int(np.prod(self.plan.shape))
         direction = None if self.plan.direction_on_chip else np.full((blocks, cells), np.nan, np.float32)
         args = [self.plan.rows(), addresses, np.int32(len(kept)), np.int32(kind), np.int32(0)]
-        args += [np.array(members, np.int32), np.int32(len(members)), np.zeros(1, np.int32), self.b, x, direction, None]
+        args += [np.array(members, np.int32), np.int32(len(members)), np.zeros(1, np.int32), self.b, x, direction]
         args += [np.full(SYSTEMS, target), np.array(budget, np.int32), iterations, status]
         grid = (blocks * self.plan.cluster,)
         shared = self.plan.shared_bytes

@@ -86,6 +86,14 @@ KERNEL(64) neighbours(int* out, int leave_early) {
     if (!leave_early) cluster_sync();
 }
 
+KERNEL(64) late_reader(int* out) {
+    SHARED(int, own, 64);
+    own[threadIdx.x] = 1;
+    const int* other = cluster_map(own, (cluster_rank() + 1) % cluster_size());
+    cluster_sync();
+    out[blockIdx.x * blockDim.x + threadIdx.x] = other[threadIdx.x];
+}
+
 KERNEL(64) not_shared(int* out) { out[0] = *cluster_map(out, 0); }
 
 KERNEL(64) rounds(int* out, unsigned* barrier, int skip) {

@@ -268,6 +268,20 @@ def test_better_weights_serve_as_soon_as_a_probe_is_paid_for(stream):
     assert labels[-1] == "amg:learned"
 
 
+def test_solves_withdraw_weights_that_a_probe_let_through(stream):
+    mesh, matrices = stream
+    solver = solver_of(mesh.reference, weights=bad(), guard=Probation())
+    rhs = np.ones(mesh.unknowns)
+    labels = []
+    for k, matrix in enumerate(matrices[:12]):
+        if k == 4:  # a probe that was wrong
+            solver.guard.decision = Decision(True, 0.9, "learned no slower than classical")
+        solver.setup(matrix.data)
+        labels.append(solver.solve(rhs, max_iterations=3000)[1][0].preconditioner)
+    assert labels == ["amg(guard)"] * 4 + ["amg:learned"] * 3 + ["amg(guard)"] * 5
+    assert "times the iterations of its solves" in solver.decision.reason
+
+
 def test_without_a_guard_weights_are_trusted_and_named(stream):
     mesh, _ = stream
     assert solver_of(mesh.reference, weights=bad(), guard=False).preconditioner == "amg:learned"

@@ -68,3 +68,13 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone():
     ):
         train_step(state, operator(6), torch.full((1, 6, 6, 6), torch.nan), 2e-3)
     assert all(torch.equal(values, before[name]) for name, values in state.network.state_dict().items())
+
+
+def test_gradients_of_an_earlier_step_do_not_add_up():
+    fresh, used = (DirectionTraining(DirectionNetwork(torch.Generator().manual_seed(7))) for _ in range(2))
+    for parameter in used.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    residuals = torch.full((1, 6, 6, 6), 6**-1.5)
+    for state in (fresh, used):
+        train_step(state, operator(6), residuals, 1e-3)
+    assert torch.equal(fresh.network.first.weight, used.network.first.weight)

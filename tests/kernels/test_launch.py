@@ -1,0 +1,85 @@
+"""What can be said about launches on a device where there is none."""
+
+import contextlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from forebay.kernels import launch
+from forebay.kernels.launch import CudaLauncher, recorded
+
+
+class FakeCore:
+    """Takes the place of cuda-core and keeps what it was told."""
+
+    def __init__(self):
+        self.launches = []
+
+    def Device(self, index):
+        return SimpleNamespace(set_current=lambda: None)
+
+    def LaunchConfig(self, **options):
+        return options
+
+    def launch(self, stream, config, kernel, *args):
+        self.launches.append((stream.__cuda_stream__(), config, kernel, args))
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    asked = []
+    monkeypatch.setattr(launch, "_allow_shared", lambda kernel, size, index: asked.append(size))
+    made = CudaLauncher.__new__(CudaLauncher)
+    made._device, made._core, made._kernels, made._shared = torch.device("cpu"), FakeCore(), {}, {}
+    made._code = SimpleNamespace(get_kernel=str.upper)
+    made.asked = asked
+    return made
+
+
+def test_tensors_go_by_address_on_torchs_stream_and_a_grid_is_counted_in_clusters(launcher):
+    array = torch.zeros(3)
+    launcher.launch("solve", (12,), (64,), 1000, [array, None, np.int32(3)], cluster=4)
+    ((stream, config, kernel, args),) = launcher._core.launches
+    assert (stream, kernel) == ((0, 77), "SOLVE")
+    assert config == {
+        "grid": (3,), "block": (64,), "shmem_size": 1000, "is_cooperative": False, "cluster": (4, 1, 1)
+    }  # fmt: skip
+    assert args == (array.data_ptr(), 0, np.int32(3))
+
+
+def test_a_launch_without_clusters_says_nothing_of_them(launcher):
+    launcher.launch("solve", (5, 2), (64,), 0, [], cooperative=True)
+    assert launcher._core.launches[0][1] == {
+        "grid": (5, 2), "block": (64,), "shmem_size": 0, "is_cooperative": True
+    }  # fmt: skip
+
+
+def test_more_shared_memory_than_usual_is_asked_for_once(launcher):
+    for size in (1000, 48 * 1024, 200_000, 100_000, 200_000, 220_000):
+        launcher.launch("solve", (1,), (64,), size, [])
+    assert launcher.asked == [200_000, 220_000]
+
+
+@pytest.mark.parametrize("wrong", [3, torch.zeros(4, 4).T, np.zeros(3)], ids=["number", "strided", "numpy"])
+def test_arguments_that_a_kernel_cannot_take_are_refused(launcher, wrong):
+    with pytest.raises(ValueError, match="must be a contiguous tensor on cpu"):
+        launcher.launch("solve", (1,), (64,), 0, [wrong])
+
+
+def test_a_recording_on_the_host_is_the_work_itself():
+    assert recorded(torch.device("cpu"), test_a_recording_on_the_host_is_the_work_itself) is (
+        test_a_recording_on_the_host_is_the_work_itself
+    )
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_its_limits():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    limits = launch.limits_of(torch.device("cuda", 0))
+    assert limits.shared_bytes >= 96 * 1024
+    assert limits.multiprocessors > 10
