@@ -25,7 +25,6 @@ from forebay.pipeline.sampling import Design, draw_parameters, sample_generator
 from forebay.pipeline.stages import Draw, Symmetry
 from forebay.solvers.arms import Automatic, MatrixFacts, facts_of
 from forebay.solvers.assemble import System, system_of
-from forebay.solvers.linear import LinearSolver
 from forebay.solvers.methods import Method
 from forebay.solvers.portfolio import Context, Portfolio
 from forebay.solvers.problems.convection_diffusion import ConvectionDiffusion
@@ -36,6 +35,7 @@ from forebay.solvers.problems.elasticity import Elasticity
 from forebay.solvers.problems.helmholtz import Helmholtz
 from forebay.solvers.problems.helmholtz3d import Helmholtz3D
 from forebay.solvers.problems.poisson import Poisson
+from forebay.solvers.single import make_single
 
 HINDSIGHT, PLAIN, ILU, SINGLE = 1.05, 100.0, 7.0, 1.3
 """Targets: over the best fixed method; times faster than GMRES(40), GMRES(40) + ILU, the best single method for all."""
@@ -178,8 +178,8 @@ def measure(case: Case, patience_s: float = PATIENCE_S, chunk: int = CHUNK, stri
 
 
 def _fixed(system: System, method: Method, facts: MatrixFacts, stride: int = 1) -> Contender:
-    def make() -> LinearSolver:
-        return LinearSolver(system, method, symmetry=facts.symmetry, grid=facts.grid)
+    def make() -> Any:
+        return make_single(system, method, facts)
 
     return Contender(_name(method, facts), make, stride=stride, may_stop=stride == 1)
 

@@ -25,8 +25,11 @@ from forebay.kernels.cpu.layout import (
 
 NONE, JACOBI, MULTIGRID = range(3)
 """Preconditioners."""
-PATIENCE = 20
-"""Iterations without a gain of two before rounding is suspected."""
+PATIENCE = 4
+"""Iterations without a gain of two in the residual after which, and again after as many, rounding is suspected."""
+ROUNDING = 4.0
+"""Residuals below so many times what rounding of u makes are as small as they get: iterating on multiplies noise, and
+within some tens of iterations the residual grows without bound."""
 CONVERGED, MAX_ITERATIONS, DIVERGED, NONFINITE_INPUT, NONFINITE_SOLUTION, RESIDUAL_ABOVE_TOLERANCE = range(6)
 """Codes of `records.Outcome`."""
 
@@ -189,7 +192,8 @@ def iterate(
             return CONVERGED, iteration, residual
         since = 0 if square < 0.25 * least else since + 1
         least = square if since == 0 else least
-        if since >= PATIENCE and residual * norm <= _attainable(exact, table):
+        stuck = since > 0 and since % PATIENCE == 0
+        if stuck and np.sqrt(least) <= ROUNDING * _attainable(exact, table):
             return RESIDUAL_ABOVE_TOLERANCE, iteration, residual
         if iteration == limit:
             return MAX_ITERATIONS, iteration, residual

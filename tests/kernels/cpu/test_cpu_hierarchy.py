@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from cpu_systems import grid_system
 
 from forebay.kernels.cpu import GridSolver, layout
@@ -147,3 +148,38 @@ def test_a_second_setup_leaves_nothing_of_the_first():
     solver.setup(again.faces, again.reaction)
     for a, b in zip(solver.hierarchy(), expected, strict=True):
         assert all((a[key] == b[key]).all() for key in a)
+
+
+@pytest.mark.parametrize("shape", [(200, 90), (26, 40, 42)])
+def test_products_that_are_made_slab_by_slab_are_exact_at_the_seams(shape):
+    system, _, (finest, coarse, *_) = levels(shape, 100.0)
+    row = plan_of(shape).layout.table[1]
+    assert row[layout.FLAT] > 3 * layout.SLAB
+    matrix = system.matrix / system.matrix.diagonal().mean()
+    transfer = sparse_interpolation(finest, coarse["diagonal"].shape)
+    product = (transfer.T @ matrix @ transfer).tocsr()
+    cells = np.arange(coarse["diagonal"].size).reshape(coarse["diagonal"].shape)
+    np.testing.assert_allclose(product.diagonal(), coarse["diagonal"].ravel(), rtol=1e-4, atol=1e-6)
+    for values, offset in zip(coarse["off"], half_offsets(len(shape), finest=False), strict=True):
+        here = tuple(slice(max(0, -o), n - max(0, o)) for o, n in zip(offset, cells.shape, strict=True))
+        there = tuple(slice(max(0, o), n + min(0, o)) for o, n in zip(offset, cells.shape, strict=True))
+        wanted = np.asarray(product[cells[here].ravel(), cells[there].ravel()]).ravel()
+        np.testing.assert_allclose(values[here].ravel(), wanted, atol=1e-5)
+
+
+def sparse_interpolation(level, coarse_shape):
+    shape = level["diagonal"].shape
+    fine, coarse = (
+        np.arange(level["diagonal"].size).reshape(shape),
+        np.arange(np.prod(coarse_shape)).reshape(coarse_shape),
+    )
+    entries = [[], [], []]
+    for values, offset in zip(level["prolong"], box_offsets(len(shape)), strict=True):
+        children = [2 * i + o for i, o in zip(np.indices(coarse_shape), offset, strict=True)]
+        inside = np.logical_and.reduce([(c >= 0) & (c < n) for c, n in zip(children, shape, strict=True)])
+        for found, part in zip(
+            entries, (values[inside], fine[tuple(c[inside] for c in children)], coarse[inside]), strict=True
+        ):
+            found.append(part)
+    data, rows, columns = map(np.concatenate, entries)
+    return sp.csr_matrix((data.astype(float), (rows, columns)), shape=(fine.size, coarse.size))

@@ -236,6 +236,41 @@ def test_a_tolerance_below_rounding_is_owned_up_to():
     assert system.residual(field) < 1e-12
 
 
+@pytest.mark.parametrize("sweeps", [1, 2])
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_where_float64_has_no_certifiable_answer_the_iteration_stops_at_rounding_and_says_so(size, sweeps):
+    # An island of high coefficient far from the walls: u is large where couplings are.
+    a = np.ones((size, size))
+    a[size // 4 : -size // 4, size // 4 : -size // 4] = 1e6
+    faces, reaction = [], np.zeros((size, size))
+    for axis in (0, 1):
+        low, high = np.delete(a, -1, axis), np.delete(a, 0, axis)
+        faces.append(2 * low * high / (low + high))
+        for end in (0, -1):
+            np.moveaxis(reaction, axis, 0)[end] += 2 * np.moveaxis(a, axis, 0)[end]
+    matrix = matrix_of(faces, reaction)
+    solver, field = GridSolver((size, size), sweeps=sweeps), np.empty((size, size))
+    solver.setup(faces, reaction)
+    result = solver.solve(np.ones((size, size)), field, max_iterations=600)
+    rounding = np.finfo(float).eps * np.linalg.norm(abs(matrix) @ abs(field.ravel())) / size
+    assert rounding > 1e-8
+    assert result.outcome is Outcome.RESIDUAL_ABOVE_TOLERANCE
+    assert result.iterations < 150
+    assert result.residual < 100 * rounding
+
+
+@pytest.mark.parametrize("share", [3e-9, 9e-9])
+def test_a_small_share_out_of_range_is_taken_off_and_counted(share):
+    system = grid_system((40, 33), walls=False)
+    rhs = system.rhs + share * np.linalg.norm(system.rhs) / np.sqrt(system.rhs.size)
+    solver, field = GridSolver((40, 33)), np.empty((40, 33))
+    solver.setup(system.faces, system.reaction)
+    result = solver.solve(rhs, field)
+    assert result.outcome is Outcome.CONVERGED
+    assert share < result.residual <= 1e-8
+    assert result.residual == pytest.approx(system.residual(field, rhs), rel=1e-4)
+
+
 def test_a_cycle_takes_residuals_of_any_size_and_spoils_nothing():
     system = grid_system((30, 20))
     solver = GridSolver((30, 20))

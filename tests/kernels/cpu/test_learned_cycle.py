@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from cpu_systems import grid_system
 
-from forebay.kernels.cpu import GridSolver, solve_batch
+from forebay.kernels.cpu import GridSolver, batch, solve_batch
 from forebay.kernels.grid_weights import GridWeights
+from forebay.kernels.guard import Decision
 from forebay.kernels.records import Outcome
 
 
@@ -69,6 +70,16 @@ def test_poor_weights_are_dropped_by_the_probe_of_a_batch():
     assert [result.label for result in results] == ["multigrid(guard)"] * 3
     assert [result.iterations for result in results] == [result.iterations for result in plain]
     assert (fields == classical).all()
+
+
+def test_one_verdict_of_the_probe_holds_for_the_whole_batch_on_every_thread(monkeypatch):
+    systems = [grid_system((24, 20), seed=seed) for seed in range(7, 12)]
+    faces = [np.stack(axis) for axis in zip(*(system.faces for system in systems), strict=True)]
+    reaction, rhs = np.stack([s.reaction for s in systems]), np.stack([s.rhs for s in systems])
+    monkeypatch.setattr(batch, "decide", lambda *_, **__: Decision(True, 0.5, "by decree"))
+    for threads in (1, 3):
+        _, results = batch.solve_batch(faces, reaction, rhs, preconditioner=poor_weights(2), threads=threads)
+        assert [result.label for result in results] == ["learned"] * 5
 
 
 def test_poor_weights_alone_are_slow_which_is_what_the_probe_measures():
