@@ -20,9 +20,13 @@ BENCHMARKS = ROOT / "benchmarks"
 CLAIMS = (
     "academic_cube",
     "auto",
+    "batched_cpu",
+    "batched_gpu",
     "cubature_scaling",
+    "dcdm",
     "fno_step",
     "indicator",
+    "learned",
     "local_bases",
     "online_vs_offline",
     "overlap",

@@ -111,6 +111,15 @@ def executed(request, tmp_path_factory):
     return names, printed.getvalue()
 
 
+def test_the_batch_of_the_kernels_page_is_certified():
+    (code,) = blocks("kernels.md", "python")
+    names = {"__name__": "kernels.md"}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "kernels.md", "exec"), names)
+    assert printed.getvalue().startswith("CONVERGED ")
+    assert all(record.residual <= 1e-8 for record in names["records"])
+
+
 def test_blocks_that_are_not_run_say_why():
     skipped = [code for page in EXECUTED for code in blocks(page, "python") if code.startswith("#")]
     assert len(skipped) == 1

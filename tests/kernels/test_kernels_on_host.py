@@ -5,6 +5,9 @@ from suites.kernel_families import FAMILIES
 from suites.kernel_mutants import MUTANTS
 from suites.kernel_process import findings, start_findings
 
+# A minute of two free cores, on a machine that has compiled nothing yet and is busy with other work much more.
+pytestmark = pytest.mark.timeout(1200)
+
 
 @pytest.fixture(scope="module")
 def processes(kernel_cache):

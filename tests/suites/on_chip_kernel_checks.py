@@ -7,7 +7,7 @@ from forebay.kernels.launch import Limits
 from forebay.kernels.on_chip_plan import plan_of
 
 THREADS = 64
-SHAPES = {2: (19, 14), 3: (7, 9, 7)}
+SHAPES = {2: (14, 19), 3: (7, 9, 7)}
 """Three levels each; those between differ in the number of cells along x and y."""
 SYSTEMS = 4
 
