@@ -153,7 +153,7 @@ class GridSolver:
         if self._state:
             out[...] = np.nan
             return
-        largest = float(np.abs(residual).max())
+        largest = max(float(residual.max()), -float(residual.min()))  # |residual| would be an array
         # Also false for NaN.
         if not 0 < largest < math.inf:
             out[...] = 0.0 if largest == 0 else np.nan

@@ -1,5 +1,7 @@
 """The kernels' cycles as PETSc preconditioners: symmetric, allocation-free, set up anew for each matrix, compared."""
 
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -80,7 +82,7 @@ def test_the_cycle_is_symmetric_and_positive_definite(pc, system):
 
 
 def test_an_application_allocates_no_array():
-    problem = Darcy(size=128)
+    problem = Darcy(size=256)
     system = system_of(problem)
     system.update(drawn(problem))
     context = StencilPc(system.matrix, problem.grid_shape)
@@ -94,7 +96,7 @@ def test_an_application_allocates_no_array():
     pc.apply(x, y)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < len(system.rhs)  # an eighth of one array
+    assert peak < system.rhs.nbytes / 2  # numpy converts through buffers of fixed size
     pc.destroy()
     system.destroy()
 
@@ -124,19 +126,39 @@ def test_a_matrix_that_is_no_m_matrix_fails_its_sample_and_the_next_one_is_solve
     system.destroy()
 
 
-def test_a_cycle_that_raises_costs_its_own_sample(system, problem, monkeypatch):
-    solver = LinearSolver(system, Method("cg", "boxmg"), symmetry="spd", grid=problem.grid_shape)
+RAISES = """
+import numpy as np
+from forebay.pipeline.records import Outcome
+from forebay.solvers.assemble import system_of
+from forebay.solvers.krylov.grid_pc import StencilPc
+from forebay.solvers.linear import LinearSolver
+from forebay.solvers.methods import Method
+from forebay.solvers.problems.darcy import Darcy
 
-    def raising(context, pc, x, y):
-        raise RuntimeError("no cycle")
+problem = Darcy(size=16)
+system = system_of(problem)
+system.update({**problem.draw(np.empty(0), np.random.default_rng(7)), "parameters": np.empty(0)})
+solver = LinearSolver(system, Method("cg", "boxmg"), symmetry="spd", grid=problem.grid_shape)
+cycle = StencilPc.apply
 
-    with monkeypatch.context() as broken:
-        broken.setattr(StencilPc, "apply", raising)
-        failed = solver.solve()
-    assert failed.outcome is Outcome.DIVERGED
-    assert np.isnan(failed.x).all()
-    assert solver.solve().outcome is Outcome.CONVERGED
-    solver.destroy()
+
+def raising(context, pc, x, y):
+    raise RuntimeError("no cycle")
+
+
+StencilPc.apply = raising
+failed = solver.solve()
+assert failed.outcome is Outcome.DIVERGED
+assert np.isnan(failed.x).all()
+StencilPc.apply = cycle
+assert solver.solve().outcome is Outcome.CONVERGED
+"""
+
+
+def test_a_cycle_that_raises_costs_its_own_sample():
+    """In a process of its own: PETSc 3.25 counts an interrupted KSPSolve as still going on, for good."""
+    done = subprocess.run([sys.executable, "-c", RAISES], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_pattern_that_is_no_stencil_is_refused(system):
