@@ -26,8 +26,7 @@ from common import Report, arguments, number, table
 
 from forebay.kernels.cuda_backend import CudaSolver
 from forebay.kernels.hierarchy import levels_of
-from forebay.kernels.launch import Limits
-from forebay.kernels.on_chip_plan import plan_of
+from forebay.kernels.on_chip_plan import Limits, plan_of
 from forebay.kernels.records import Outcome
 from forebay.kernels.stencil import Stencil, apply, diffusion
 from forebay.kernels.torch_backend import TorchSolver

@@ -12,9 +12,9 @@ from forebay.kernels.backends import Ending, Preconditioner
 from forebay.kernels.cycles import Chosen, Multigrid, cycle_of
 from forebay.kernels.inner_cg import norm, nullspace_of, project
 from forebay.kernels.large_rounds import LargeRounds
-from forebay.kernels.launch import Launchers, Limits, launchers_of, limits_of
+from forebay.kernels.launch import Launchers, launchers_of, limits_of
 from forebay.kernels.on_chip import OnChip
-from forebay.kernels.on_chip_plan import Plan, plan_of
+from forebay.kernels.on_chip_plan import Limits, Plan, plan_of
 from forebay.kernels.refinement import Progress, typical_diagonal
 from forebay.kernels.stencil import Stencil
 

@@ -14,20 +14,10 @@ from torch import Tensor
 
 from forebay.kernels import compile as compiling
 from forebay.kernels.launcher import Launcher
+from forebay.kernels.on_chip_plan import Limits
 
 Launchers = Callable[[str, Mapping[str, str]], Launcher]
 """Makes the launcher of a source with its macros, or finds the one that was made before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What decides how much of a system stays on the chip."""
-
-    shared_bytes: int
-    """Shared memory that one block may have at most: 232,448 on an H100 or H200, 166,912 on an A100."""
-    multiprocessors: int
-    clusters: bool
-    """Whether blocks of a cluster can read each other's shared memory."""
 
 
 def limits_of(device: torch.device) -> Limits:

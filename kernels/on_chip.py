@@ -10,8 +10,8 @@ from torch import Tensor
 
 from forebay.kernels.cycles import Chosen, Jacobi, Multigrid
 from forebay.kernels.inner_cg import nullspace_of, project
-from forebay.kernels.launch import Launchers, Limits
-from forebay.kernels.on_chip_plan import Plan
+from forebay.kernels.launch import Launchers
+from forebay.kernels.on_chip_plan import Limits, Plan
 from forebay.kernels.stencil import Stencil
 
 INNER_RTOL = 1e-3

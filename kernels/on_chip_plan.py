@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from forebay.kernels.hierarchy import levels_of
-from forebay.kernels.launch import Limits
 
 STATIC_BYTES = 2560
 """What csrc/on_chip.cu takes of shared memory besides the floats; the compiler's log says 2,032."""
@@ -19,6 +18,17 @@ _CLUSTERS = (2, 4, 8)
 _RESERVED_BYTES = 1024  # of every block, by the driver
 _RESIDENT = {2: 1024, 3: 512}  # threads of a multiprocessor: 64 and 128 registers each, which do without spills
 _MOST_THREADS = {2: 1024, 3: 448}  # of a block; in a cluster a little more than 128 registers are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What decides how much of a system stays on the chip."""
+
+    shared_bytes: int
+    """Shared memory that one block may have at most: 232,448 on an H100 or H200, 166,912 on an A100."""
+    multiprocessors: int
+    clusters: bool
+    """Whether blocks of a cluster can read each other's shared memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@ import itertools
 import pytest
 
 from forebay.kernels import compile as compiler
-from forebay.kernels.launch import Limits
-from forebay.kernels.on_chip_plan import plan_of
+from forebay.kernels.on_chip_plan import Limits, plan_of
 from forebay.kernels.sources import FOLDER, kernel_names, source
 
 if not compiler.is_available():

@@ -8,8 +8,7 @@ import torch
 from forebay.kernels.cuda_backend import CudaSolver, Device
 from forebay.kernels.grid_network import GridNetwork
 from forebay.kernels.host.launcher import HostLauncher
-from forebay.kernels.launch import Limits
-from forebay.kernels.on_chip_plan import STATIC_BYTES, plan_of
+from forebay.kernels.on_chip_plan import STATIC_BYTES, Limits, plan_of
 from forebay.kernels.records import Outcome
 from forebay.kernels.reference import dense
 from forebay.kernels.stencil import Stencil, apply, diffusion

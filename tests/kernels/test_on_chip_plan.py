@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from forebay.kernels.launch import Limits
-from forebay.kernels.on_chip_plan import LEVEL_INTS, STATIC_BYTES, plan_of
+from forebay.kernels.on_chip_plan import LEVEL_INTS, STATIC_BYTES, Limits, plan_of
 
 H200 = Limits(232_448, 132, True)
 A100 = Limits(166_912, 108, False)

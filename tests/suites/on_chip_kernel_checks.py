@@ -3,8 +3,7 @@
 import numpy as np
 from suites.grid_kernel_checks import Level, links, shifted
 
-from forebay.kernels.launch import Limits
-from forebay.kernels.on_chip_plan import plan_of
+from forebay.kernels.on_chip_plan import Limits, plan_of
 
 THREADS = 64
 SHAPES = {2: (14, 19), 3: (7, 9, 7)}
