@@ -140,7 +140,8 @@ def restrict(level: Level, fine: Tensor) -> Tensor:
 def _cycle(levels: tuple[Level, ...], residual: Tensor) -> Tensor:
     level = levels[0]
     if level.inverse is not None:
-        return (level.inverse @ residual.flatten(1)[..., None])[..., 0].reshape(residual.shape)
+        # No batched matrix product: where DOLFINx has run before in the process, torch 2.15's crashes on the CPU.
+        return (level.inverse * residual.flatten(1)[:, None]).sum(2).reshape(residual.shape)
     assert level.smoother is not None
     z = level.smoother * residual
     z = z + prolongate(level, _cycle(levels[1:], restrict(level, residual - apply_level(level, z))))
