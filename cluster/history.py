@@ -11,7 +11,7 @@ import numpy as np
 
 from forebay.pipeline.journal import read_journal, records_from_columns
 from forebay.pipeline.messages import BlockKey
-from forebay.pipeline.records import SolveRecord
+from forebay.pipeline.records import Care, SolveRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class History:
     """Durable blocks with their records and parameters."""
     ingested: frozenset[BlockKey] = frozenset()
     """Training blocks whose frames the latest checkpoint accounts for."""
+    care: Mapping[BlockKey, Care] = field(default_factory=dict)
+    """What lost solvers have taught about blocks that are to be solved."""
     training_ended: bool = False
     complete: bool = False
     wall_s: float = 0.0
@@ -31,12 +33,16 @@ class History:
 def read_history(run: Path) -> History:
     """Read journal, metrics and the latest checkpoint's account of the data."""
     stored: dict[BlockKey, tuple[Sequence[SolveRecord], np.ndarray]] = {}
+    care: dict[BlockKey, Care] = {}
     attempts = 0
     training_ended = complete = False
     for line in read_journal(run / "journal.jsonl"):
         match line["event"]:
             case "run_started":
                 attempts += 1
+            case "block_requested" if "draws" in line:
+                draws = {int(sample): draw for sample, draw in line["draws"].items()}
+                care[line["split"], line["chunk"]] = Care(draws, frozenset(line["given_up"]))
             case "block_stored":
                 key: BlockKey = (line["split"], line["chunk"])
                 records = records_from_columns(line["records"])
@@ -45,7 +51,7 @@ def read_history(run: Path) -> History:
                 training_ended = line["batches"] > 0
             case "run_finished":
                 complete = line["status"] == "complete"
-    return History(attempts, stored, _ingested(run), training_ended, complete, _wall(run))
+    return History(attempts, stored, _ingested(run), care, training_ended, complete, _wall(run))
 
 
 def _ingested(run: Path) -> frozenset[BlockKey]:

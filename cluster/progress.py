@@ -13,7 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from forebay.cluster.terminal import make_console
-from forebay.pipeline.messages import BlockSolved, Event, Finish, SolverLost, StageFailed
+from forebay.pipeline.messages import (
+    BlockLost,
+    BlockSolved,
+    Event,
+    Finish,
+    LearnerLost,
+    LearnerReady,
+    SolverLost,
+    StageFailed,
+    WriterLost,
+)
 from forebay.pipeline.plan import Plan
 
 if TYPE_CHECKING:
@@ -66,8 +76,17 @@ class Progress:
         match event:
             case BlockSolved(key=(split, _)):
                 self._solved[split] += len(event.records)
-            case SolverLost(solver=solver, reason=reason):
-                self._say(f"{solver} was lost and is started again: {reason.splitlines()[0]}")
+            case SolverLost(solver=solver, reason=reason, sample=sample):
+                where = f" at sample {sample[1]} of the {sample[0]} split" if sample else ""
+                self._say(f"{solver} was lost{where} and is started again: {reason.splitlines()[0]}")
+            case WriterLost(reason=reason):
+                self._say(f"the writer was lost and is started again: {reason.splitlines()[0]}")
+            case LearnerLost(reason=reason):
+                self._say(f"the learner was lost and goes on from its latest checkpoint: {reason.splitlines()[0]}")
+            case LearnerReady(batches=batches):
+                self._say(f"the learner is back at batch {batches}")
+            case BlockLost(key=(split, chunk), reason=reason):
+                self._say(f"block {chunk} of the {split} split was lost and is made again: {reason.splitlines()[0]}")
             case StageFailed(stage=stage, reason=reason):
                 self._say(f"{stage} failed: {reason}")
         self._read_metrics()

@@ -15,18 +15,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from forebay.cluster.actors.learner import GROUPS, LearnerActor
 from forebay.cluster.actors.preconditioner import PreconditionerActor
 from forebay.cluster.actors.solver import SolverActor
 from forebay.cluster.actors.writer import WriterActor
+from forebay.cluster.marks import read_mark
 from forebay.cluster.ray_session import spilled_bytes
 from forebay.cluster.specs import RunSpec, gpu_share, trains_preconditioner
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.messages import (
     BlockIngested,
     BlockKey,
+    BlockLost,
     BlockSolved,
     BlockStored,
     Checkpoint,
@@ -36,15 +38,21 @@ from forebay.pipeline.messages import (
     Event,
     Feed,
     Finish,
+    LearnerLost,
+    LearnerReady,
     LoadAndFeed,
+    RestartLearner,
     RestartSolver,
+    RestartWriter,
     Solve,
     SolverLost,
+    SolverReady,
     StageFailed,
     StartTraining,
     Store,
     Tick,
     TrainingEnded,
+    WriterLost,
     stage_of,
 )
 
@@ -67,13 +75,19 @@ LEARNER_ENVIRONMENT: Mapping[str, str] = {
 }
 
 
+WRITER, LEARNER = "writer", "learner"
+"""Names of actors beside those of the solvers."""
+PATIENCE_S = 60.0
+"""Time without a single solver after which the user is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """What a reference stands for."""
+    """What a reference stands for, and which life of which actor it was asked of."""
 
     command: Command
-    solver: str = ""
-    generation: int = 0
+    actor: str
+    generation: int
 
 
 @dataclass(slots=True)
@@ -103,55 +117,72 @@ class RayExecutor:
     _gpus: float = field(default=0.0, init=False)
     """Of each solver."""
 
-    def start(self, solvers: list[str]) -> None:
-        """Start all actors at once and wait until each has built its stage.
+    def start(self, solvers: list[str]) -> list[str]:
+        """Start all actors at once and wait for the learner and one solver; the solvers that can work already.
+
+        The others tell by `SolverReady` when a node has room for them.
 
         Raises:
             RunError: a stage could not be built, and the text is the stage's own; or the study wants a GPU in vain.
         """
         self._gpus = gpu_share(self.spec, ray.cluster_resources().get("GPU", 0.0))
-        self._writer = ray.remote(num_cpus=0, max_restarts=0)(WriterActor).remote(self.spec)
-        threads = str(self.spec.plan.learner_threads_after)
-        environment = {**LEARNER_ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        learner = ray.remote(
-            num_cpus=0, max_restarts=0, concurrency_groups=GROUPS, runtime_env={"env_vars": environment}
-        )(LearnerActor)
-        self._learner = learner.remote(self.spec, self.clock_zero, self.resume)
-        for name in solvers:
-            self._start_solver(name)
+        self._start_writer()
+        learner = self._start_learner(resume=self.resume)
+        waiting = {self._start_solver(name): name for name in solvers}
+        needed = [learner]
         if trains_preconditioner(self.spec):
             one_core = {"env_vars": {**LEARNER_ENVIRONMENT, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
             trainer = ray.remote(num_cpus=0, max_restarts=0, runtime_env=one_core)(PreconditionerActor)
             self._trainer = trainer.remote(self.spec)
-        actors = [self._learner, *self._solvers.values(), *([self._trainer] if self._trainer is not None else [])]
+            needed.append(self._trainer.ready.remote())
         try:
-            ray.get([actor.ready.remote() for actor in actors])
+            ray.get(needed)
+            ready = self._first_ready(list(waiting))
+            ray.get(ready)
         except RayError as error:
             self.close()
             raise RunError(f"a stage could not be started: {_reason(error)}") from None
+        for reference, name in waiting.items():
+            if reference not in ready:
+                self._await(reference, RestartSolver(name), name)
+        return [waiting[reference] for reference in ready]
+
+    def _first_ready(self, references: list[Any]) -> list[Any]:
+        """What is ready once at least one is; those that take a moment longer than the first are waited for."""
+        while not ray.wait(references, num_returns=1, timeout=PATIENCE_S)[0]:
+            log.warning(
+                "no solver could be started for %.0f s: does any node have a free core? (%s are asked for)",
+                PATIENCE_S,
+                len(references),
+            )
+        return ray.wait(references, num_returns=len(references), timeout=1.0)[0]
 
     def submit(self, command: Command) -> None:
         """Send a command to the actor that carries it out."""
         match command:
-            case Solve(key=(split, chunk), solver=name):
-                told, block = self._solvers[name].solve.remote(split, chunk)
+            case Solve(key=(split, chunk), solver=name, care=care):
+                told, block = self._solvers[name].solve.remote(split, chunk, care)
                 self._blocks[command.key] = block
                 self._await(told, command, name)
             case Store(key=key):
-                self._await(self._writer.store.remote(self._blocks[key]), command)
+                self._await(self._writer.store.remote(self._blocks[key]), command, WRITER)
                 self._teach(self._blocks[key])
             case Feed(key=key):
-                self._await(self._learner.ingest.remote(self._blocks[key]), command)
+                self._await(self._learner.ingest.remote(self._blocks[key]), command, LEARNER)
             case LoadAndFeed(key=key):
-                self._await(self._learner.ingest_stored.remote(key), command)
+                self._await(self._learner.ingest_stored.remote(key), command, LEARNER)
             case StartTraining():
-                self._await(self._learner.train.remote(), command)
+                self._await(self._learner.train.remote(), command, LEARNER)
             case EndProduction():
-                self._await(self._learner.end_production.remote(), command)
+                self._await(self._learner.end_production.remote(), command, LEARNER)
             case Checkpoint():
-                self._await(self._learner.checkpoint.remote(), command)
+                self._await(self._learner.checkpoint.remote(), command, LEARNER)
             case RestartSolver(solver=name):
-                self._start_solver(name)
+                self._await(self._start_solver(name), command, name)
+            case RestartWriter():
+                self._start_writer()
+            case RestartLearner():
+                self._await(self._start_learner(resume=True), command, LEARNER)
             case Finish():
                 self._waiting.clear()
 
@@ -216,26 +247,53 @@ class RayExecutor:
                 return
         self._lesson = self._trainer.learn.remote(block)
 
-    def _start_solver(self, name: str) -> None:
+    def _start_solver(self, name: str) -> Any:
+        """Begin to start it; a reference that is ready when it is."""
         self._generation[name] = self._generation.get(name, 0) + 1
         # A restart would come back with an empty queue and no word: a lost solver is an event for the controller.
         environment = {"env_vars": dict(SOLVER_ENVIRONMENT)}
-        solver = ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0, runtime_env=environment)(SolverActor)
-        self._solvers[name] = solver.remote(self.spec)
+        solver = ray.remote(
+            num_cpus=self.spec.study.solver.rom.ranks,
+            num_gpus=self._gpus,
+            max_restarts=0,
+            runtime_env=environment,
+            scheduling_strategy="SPREAD",
+        )(SolverActor)
+        self._solvers[name] = solver.remote(self.spec, name)
+        return self._solvers[name].ready.remote()
 
-    def _await(self, reference: Any, command: Command, solver: str = "") -> None:
-        self._waiting[reference] = _Pending(command, solver, self._generation.get(solver, 0))
+    def _start_writer(self) -> None:
+        self._generation[WRITER] = self._generation.get(WRITER, 0) + 1
+        self._writer = ray.remote(num_cpus=0, max_restarts=0)(WriterActor).remote(self.spec)
+
+    def _start_learner(self, *, resume: bool) -> Any:
+        """Begin to start it; a reference to what it says once its model is built."""
+        self._generation[LEARNER] = self._generation.get(LEARNER, 0) + 1
+        threads = str(self.spec.plan.learner_threads_after)
+        environment = {**LEARNER_ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        learner = ray.remote(
+            num_cpus=0, max_restarts=0, concurrency_groups=GROUPS, runtime_env={"env_vars": environment}
+        )(LearnerActor)
+        self._learner = learner.remote(self.spec, self.clock_zero, resume)
+        return self._learner.ready.remote()
+
+    def _await(self, reference: Any, command: Command, actor: str) -> None:
+        self._waiting[reference] = _Pending(command, actor, self._generation[actor])
 
     def _event_of(self, reference: Any, pending: _Pending) -> Event:
         try:
             value = ray.get(reference)
-        except RayTaskError as error:  # the stage raised
-            return StageFailed(stage_of(pending.command), _reason(error))
-        except RayError as error:  # its process died, or what it made was lost with its node
+        except RayTaskError as error:
+            if isinstance(error.cause, ObjectLostError):
+                return self._on_block_lost(pending, _reason(error))
+            return StageFailed(stage_of(pending.command), _reason(error))  # the stage raised
+        except RayActorError as error:
             return self._on_actor_lost(pending, _reason(error))
+        except RayError as error:  # what was made or handed over was lost with its node
+            return self._on_block_lost(pending, _reason(error))
         match pending.command:
             case Solve(key=key):
-                return BlockSolved(key, pending.solver, *value)
+                return BlockSolved(key, pending.actor, *value)
             case Store(key=key):
                 self._handed_over.append(key)
                 self.writer_busy_s += value
@@ -246,17 +304,33 @@ class RayExecutor:
                 return TrainingEnded(value)
             case Checkpoint():
                 return CheckpointSaved(*value)
+            case RestartSolver(solver=name):
+                return SolverReady(name)
+            case RestartLearner():
+                return LearnerReady(*value)
         return Tick(self.clock())
 
     def _on_actor_lost(self, pending: _Pending, reason: str) -> Event:
-        if not isinstance(pending.command, Solve):
-            return StageFailed(stage_of(pending.command), reason)
-        if pending.generation != self._generation[pending.solver]:
-            return Tick(self.clock())  # a second request of a solver that has been replaced already
+        if pending.generation != self._generation[pending.actor]:
+            return Tick(self.clock())  # asked of an actor that has been replaced already
         for reference, other in list(self._waiting.items()):
-            if other.solver == pending.solver:
+            if other.actor == pending.actor:
                 del self._waiting[reference]
-        return SolverLost(pending.solver, reason)
+        match pending.actor:
+            case "writer":
+                return WriterLost(reason)
+            case "learner":
+                return LearnerLost(reason)
+        at = read_mark(self.spec.folder, pending.actor) if isinstance(pending.command, Solve) else None
+        return SolverLost(pending.actor, reason, at)
+
+    def _on_block_lost(self, pending: _Pending, reason: str) -> Event:
+        if pending.generation != self._generation[pending.actor]:
+            return Tick(self.clock())
+        match pending.command:
+            case Store(key=key) | Feed(key=key):
+                return BlockLost(key, reason)
+        return self._on_actor_lost(pending, reason)
 
 
 def _reason(error: RayError) -> str:

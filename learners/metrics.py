@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +43,17 @@ class MetricsLog:
             self._board.add_scalar(f"validation/{name}", value, batch)
         self._board.flush()
 
-    def draw(self, batch: int, keys: np.ndarray) -> None:
-        """Which frames a batch consists of; with the data set, enough to replay the training."""
-        self._draws.append({"batch": batch, "keys": keys.tolist()})
+    def begin(self, batch: int, normalised: Iterable[int]) -> None:
+        """Training begins after that batch, with those chunks in its normaliser; takes back what was drawn beyond."""
+        self._draws.append({"begin": batch, "normalised": sorted(normalised)})
+
+    def normalised(self, chunk: int) -> None:
+        """The normaliser has taken in a chunk, between the batch drawn last and the next."""
+        self._draws.append({"normalised": chunk})
+
+    def draw(self, batch: int, keys: np.ndarray, threads: int) -> None:
+        """Which frames a batch consists of; `schedule.py` reads all this back, to replay the training."""
+        self._draws.append({"batch": batch, "threads": threads, "keys": keys.tolist()})
 
     def close(self) -> None:
         """Write what is buffered and give up the files; harmless when repeated."""

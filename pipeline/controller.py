@@ -15,6 +15,10 @@
 The validation split is solved, stored and handed over completely before the first training chunk is requested.
 A block is fed once it is durable, so whatever a checkpoint of the learner refers to can be read back.
 The run is complete when every training chunk is stored and training has ended.
+
+Whatever dies is replaced, and what it had in hand is done again: a solver's blocks are solved, the writer's stored
+again; a learner comes back as its latest checkpoint was, is given the validation split anew and every training block
+that the checkpoint does not account for.  `losses.py` counts, and `Losses.decide` says when to give up.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from forebay.pipeline.losses import Losses
 from forebay.pipeline.messages import (
     BlockIngested,
     BlockKey,
+    BlockLost,
     BlockSolved,
     BlockStored,
     Checkpoint,
@@ -36,16 +42,22 @@ from forebay.pipeline.messages import (
     Event,
     Feed,
     Finish,
+    LearnerLost,
+    LearnerReady,
     LoadAndFeed,
+    RestartLearner,
     RestartSolver,
+    RestartWriter,
     Solve,
     SolverLost,
+    SolverReady,
     StageFailed,
     StartTraining,
     StopRequested,
     Store,
     Tick,
     TrainingEnded,
+    WriterLost,
 )
 from forebay.pipeline.records import ChunkPlan, Split
 
@@ -58,6 +70,10 @@ class Controller:
     solvers: Sequence[str]
     credits: int
     """Blocks per solver that may be requested and not yet both stored and ingested."""
+    losses: Losses
+    """What has gone wrong so far, and what is to be done about it."""
+    ready: Collection[str] | None = None
+    """Solvers that can work now; the others tell by `SolverReady`.  By default all can."""
     stored: Collection[BlockKey] = ()
     """Blocks of earlier attempts that are in the data set."""
     ingested: Collection[BlockKey] = ()
@@ -65,8 +81,6 @@ class Controller:
     batches_ended: bool = False
     """Did an earlier attempt finish training?"""
     checkpoint_every_s: float = 60.0
-    solver_restarts: int = 3
-    """Losses of one solver in a row (without a block in between) after which the run fails."""
 
     finished: Finish | None = field(default=None, init=False)
     _pending: deque[BlockKey] = field(default_factory=deque, init=False)
@@ -75,7 +89,10 @@ class Controller:
     """Blocks with what still has to happen to them: "store", "feed"."""
     _stored: set[BlockKey] = field(default_factory=set, init=False)
     _ingested: set[BlockKey] = field(default_factory=set, init=False)
-    _losses: dict[str, int] = field(default_factory=dict, init=False)
+    _storing: set[BlockKey] = field(default_factory=set, init=False)
+    _able: set[str] = field(default_factory=set, init=False)
+    """Solvers that can work now."""
+    _learner_ready: bool = field(default=True, init=False)
     _phase: Literal["validation", "training"] = field(default="validation", init=False)
     _production_ended: bool = field(default=False, init=False)
     _training_ended: bool = field(default=False, init=False)
@@ -89,6 +106,7 @@ class Controller:
         self._stored = set(self.stored)
         self._ingested = set(self.ingested)
         self._training_ended = self.batches_ended
+        self._able = set(self.solvers if self.ready is None else self.ready)
         self._queue("validation")
         return self._proceed()
 
@@ -97,15 +115,25 @@ class Controller:
         if self.finished:
             return []
         match event:
-            case BlockSolved(key=key, solver=solver):
-                return self._on_solved(key, solver)
+            case BlockSolved():
+                return self._on_solved(event)
             case BlockStored(key=key):
                 return self._on_stored(key)
             case BlockIngested(key=key):
                 self._ingested.add(key)
                 self._settle(key, "feed")
-            case SolverLost(solver=solver, reason=reason):
-                return self._on_lost(solver, reason)
+            case BlockLost(key=key, reason=reason):
+                return self._on_block_lost(key, reason)
+            case SolverReady(solver=solver):
+                self._able.add(solver)
+            case SolverLost():
+                return self._on_solver_lost(event)
+            case WriterLost(reason=reason):
+                return self._on_writer_lost(reason)
+            case LearnerLost(reason=reason):
+                return self._on_learner_lost(reason)
+            case LearnerReady(chunks=chunks):
+                return self._on_learner_ready(chunks)
             case TrainingEnded(batches=batches):
                 return self._on_training_ended(batches)
             case StopRequested(reason=reason):
@@ -113,6 +141,7 @@ class Controller:
             case StageFailed(stage=stage, reason=reason):
                 return self._on_failed(stage, reason)
             case CheckpointSaved():
+                self.losses.progress("learner")
                 self._saving = max(0, self._saving - 1)
                 if self._stopping and not self._saving:
                     return self._finish(self._stopping)
@@ -126,7 +155,9 @@ class Controller:
         assert not set(self._pending) & self._stored & self._ingested, "a finished chunk is pending"
         assert not set(self._solving) & self._stored, "a stored chunk is solved again"
         assert self._in_flight <= self._credit_limit, "more blocks in flight than credits"
-        assert self._phase == "training" or not any(k[0] == "train" for k in self._open), "training before validation"
+        assert self._storing <= set(self._open), "a block is being stored that nobody waits for"
+        fed = {key for key, todo in self._open.items() if todo == {"feed"}}
+        assert self._phase == "training" or not any(k[0] == "train" for k in fed), "training before validation"
 
     @property
     def _in_flight(self) -> int:
@@ -140,6 +171,8 @@ class Controller:
         """Chunks of a split that are not both stored and known to the learner, in order."""
         for chunk in range(self.plans[split].chunks):
             key: BlockKey = (split, chunk)
+            if key in self._open:
+                continue
             fed = key in self._ingested or (split == "train" and self._training_ended)
             if key not in self._stored or not fed:
                 self._pending.append(key)
@@ -149,34 +182,38 @@ class Controller:
         if self._stopping:
             return []
         commands = self._issue()
-        if not self._pending and not self._open:
+        validating = self._phase == "validation"
+        busy = any(key[0] == "validation" for key in self._open) if validating else bool(self._open)
+        if not self._pending and not busy and self._learner_ready:
             commands += self._advance_phase()
         return commands
 
     def _issue(self) -> list[Command]:
         commands: list[Command] = []
-        waiting: list[BlockKey] = []
         while self._pending and self._in_flight < self._credit_limit:
-            key = self._pending.popleft()
+            key = self._pending[0]
             if key in self._stored:
+                if not self._learner_ready:
+                    break
                 self._open[key] = {"feed"}
                 commands.append(LoadAndFeed(key))
             elif (solver := self._least_loaded()) is not None:
                 self._open[key] = {"store"} if key[0] == "train" and self._training_ended else {"store", "feed"}
                 self._solving[key] = solver
-                commands.append(Solve(key, solver))
+                commands.append(Solve(key, solver, self.losses.care.get(key)))
             else:
-                waiting.append(key)
                 break
-        self._pending.extendleft(reversed(waiting))
+            self._pending.popleft()
         return commands
 
     def _least_loaded(self) -> str | None:
         """The solver with the fewest requests, if it has fewer than two: one to work on and one in its queue."""
-        load = dict.fromkeys(self.solvers, 0)
-        for name in self._solving.values():
-            load[name] += 1
-        name = min(self.solvers, key=load.__getitem__)
+        load = dict.fromkeys((name for name in self.solvers if name in self._able), 0)
+        for busy in self._solving.values():
+            load[busy] += 1
+        if not load:
+            return None
+        name = min(load, key=load.__getitem__)
         return name if load[name] < 2 else None
 
     def _advance_phase(self) -> list[Command]:
@@ -193,18 +230,25 @@ class Controller:
             commands += self._finish(Finish("complete"))
         return commands
 
-    def _on_solved(self, key: BlockKey, solver: str) -> list[Command]:
-        if self._solving.get(key) != solver:
+    def _on_solved(self, event: BlockSolved) -> list[Command]:
+        key = event.key
+        if self._solving.get(key) != event.solver:
             return []  # solved elsewhere meanwhile: this solver had been given up
         del self._solving[key]
-        self._losses[solver] = 0
-        return [Store(key), *self._proceed()]
+        self._storing.add(key)
+        self.losses.progress(event.solver)
+        hopeless = self.losses.of_samples(event.records)
+        return [Store(key), *(self._stop(Finish("failed", hopeless)) if hopeless else self._proceed())]
 
     def _on_stored(self, key: BlockKey) -> list[Command]:
         self._stored.add(key)
-        feed: list[Command] = [Feed(key)] if "feed" in self._open.get(key, ()) and not self._stopping else []
+        self._storing.discard(key)
+        self.losses.progress("writer")
         self._settle(key, "store")
-        return feed + self._proceed()
+        if self._phase == "validation" and key[0] == "train":
+            self._settle(key, "feed")  # a restarted learner waits for the validation split; then this is queued again
+        due = "feed" in self._open.get(key, ()) and self._learner_ready and not self._stopping
+        return [*([Feed(key)] if due else []), *self._proceed()]
 
     def _settle(self, key: BlockKey, what: str) -> None:
         todo = self._open.get(key)
@@ -214,17 +258,56 @@ class Controller:
         if not todo:
             del self._open[key]
 
-    def _on_lost(self, solver: str, reason: str) -> list[Command]:
-        lost = sorted(key for key, name in self._solving.items() if name == solver)
+    def _on_solver_lost(self, event: SolverLost) -> list[Command]:
+        lost = sorted(key for key, name in self._solving.items() if name == event.solver)
         for key in lost:
             del self._solving[key], self._open[key]
         self._pending.extendleft(reversed(lost))
-        self._losses[solver] = self._losses.get(solver, 0) + 1
-        if self._losses[solver] > self.solver_restarts:
-            return self._stop(
-                Finish("failed", f"{solver} was lost {self._losses[solver]} times without finishing a block: {reason}")
-            )
-        return [RestartSolver(solver), *self._proceed()]
+        self._able.discard(event.solver)
+        size = self.plans[event.sample[0]].size if event.sample else 1
+        hopeless = self.losses.of_solver(event, lost, size)
+        if hopeless:
+            return self._stop(Finish("failed", hopeless))
+        return [RestartSolver(event.solver), *self._proceed()]
+
+    def _on_writer_lost(self, reason: str) -> list[Command]:
+        hopeless = self.losses.of_actor("writer", reason)
+        if hopeless:
+            return self._stop(Finish("failed", hopeless))
+        return [RestartWriter(), *(Store(key) for key in sorted(self._storing))]
+
+    def _on_block_lost(self, key: BlockKey, reason: str) -> list[Command]:
+        if key not in self._open:
+            return []
+        hopeless = self.losses.of_actor(f"block {key[1]} of the {key[0]} split", reason)
+        if hopeless:
+            return self._stop(Finish("failed", hopeless))
+        del self._open[key]
+        self._storing.discard(key)
+        self._pending.appendleft(key)
+        return self._proceed()
+
+    def _on_learner_lost(self, reason: str) -> list[Command]:
+        if self._stopping:
+            return self._finish(self._stopping)  # nobody is left to save; its last checkpoint stands
+        if self._training_ended:
+            return []
+        hopeless = self.losses.of_actor("learner", reason)
+        if hopeless:
+            return self._stop(Finish("failed", hopeless))
+        self._learner_ready = False
+        self._saving = 0
+        return [RestartLearner()]
+
+    def _on_learner_ready(self, chunks: frozenset[int]) -> list[Command]:
+        self._learner_ready = True
+        self._ingested = {("train", chunk) for chunk in chunks}
+        self._phase, self._production_ended = "validation", False
+        for key in [key for key, todo in self._open.items() if todo == {"feed"}]:
+            del self._open[key]
+        self._pending.clear()
+        self._queue("validation")
+        return self._proceed()
 
     def _on_training_ended(self, batches: int) -> list[Command]:
         if not batches:
@@ -248,7 +331,7 @@ class Controller:
     def _on_tick(self, wall_s: float) -> list[Command]:
         due = wall_s - self._last_checkpoint_s >= self.checkpoint_every_s
         training = self._phase == "training" and not self._training_ended and not self._stopping
-        if not due or not training or self._saving:
+        if not due or not training or self._saving or not self._learner_ready:
             return []
         self._last_checkpoint_s = wall_s
         return self._save()
@@ -260,8 +343,9 @@ class Controller:
     def _stop(self, ending: Finish) -> list[Command]:
         if self._stopping:
             return []
-        if self._phase == "validation" or (ending.status == "failed" and ending.reason.startswith("learner")):
-            return self._finish(ending)  # nothing trained yet, or nobody left who could save it
+        gone = not self._learner_ready or (ending.status == "failed" and ending.reason.startswith("learner"))
+        if self._phase == "validation" or gone:
+            return self._finish(ending)  # nothing trained since the last checkpoint, or nobody left who could save it
         self._stopping = ending
         return self._save()
 

@@ -16,6 +16,7 @@ from forebay.pipeline.journal import Journal, records_to_columns
 from forebay.pipeline.messages import (
     BlockIngested,
     BlockKey,
+    BlockLost,
     BlockSolved,
     BlockStored,
     CheckpointSaved,
@@ -23,12 +24,16 @@ from forebay.pipeline.messages import (
     EndProduction,
     Event,
     Finish,
+    LearnerLost,
+    LearnerReady,
     Solve,
     SolverLost,
+    SolverReady,
     StageFailed,
     StopRequested,
     Tick,
     TrainingEnded,
+    WriterLost,
 )
 from forebay.pipeline.records import Split
 
@@ -46,8 +51,9 @@ class Keeper:
     def note(self, command: Command) -> None:
         """Journal the commands that a replay needs."""
         match command:
-            case Solve(key=(split, chunk), solver=solver):
-                self.journal.append("block_requested", split=split, chunk=chunk, solver=solver)
+            case Solve(key=(split, chunk), solver=solver, care=care):
+                taught = {} if care is None else {"draws": dict(care.draws), "given_up": sorted(care.given_up)}
+                self.journal.append("block_requested", split=split, chunk=chunk, solver=solver, **taught)
             case EndProduction():
                 self.journal.append("production_ended")
             case Finish(status=status, reason=reason):
@@ -62,8 +68,18 @@ class Keeper:
                 self._commit(key)
             case BlockIngested(key=(split, chunk), frames=frames):
                 self.journal.append("block_ingested", split=split, chunk=chunk, frames=frames)
-            case SolverLost(solver=solver, reason=reason):
-                self.journal.append("solver_lost", solver=solver, reason=reason)
+            case BlockLost(key=(split, chunk), reason=reason):
+                self.journal.append("block_lost", split=split, chunk=chunk, reason=reason)
+            case SolverReady(solver=solver):
+                self.journal.append("solver_ready", solver=solver)
+            case SolverLost(solver=solver, reason=reason, sample=sample):
+                self.journal.append("solver_lost", solver=solver, reason=reason, sample=sample)
+            case WriterLost(reason=reason):
+                self.journal.append("writer_lost", reason=reason)
+            case LearnerLost(reason=reason):
+                self.journal.append("learner_lost", reason=reason)
+            case LearnerReady(batches=batches, chunks=chunks):
+                self.journal.append("learner_restarted", batch=batches, chunks=len(chunks))
             case CheckpointSaved(batch=batch, path=path):
                 self.journal.append("checkpoint", batch=batch, path=path)
             case TrainingEnded(batches=batches):

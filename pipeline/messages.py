@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from forebay.pipeline.records import SolveRecord, Split
+from forebay.pipeline.records import Care, SolveRecord, Split
 
 BlockKey = tuple[Split, int]
 
@@ -19,6 +19,8 @@ class Solve:
 
     key: BlockKey
     solver: str
+    care: Care | None = None
+    """Given once a solver was lost at this block; the solver then marks which sample it is at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,19 @@ class EndProduction:
 
 @dataclass(frozen=True, slots=True)
 class RestartSolver:
-    """Command: put a fresh solver in the place of a lost one."""
+    """Command: put a fresh solver in the place of a lost one; `SolverReady` tells when it can work."""
 
     solver: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartWriter:
+    """Command: put a fresh writer in the place of the lost one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartLearner:
+    """Command: put a learner made from the latest checkpoint in the place of the lost one; then `LearnerReady`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +84,27 @@ class Finish:
     reason: str = ""
 
 
-Command = Solve | Store | Feed | LoadAndFeed | StartTraining | EndProduction | RestartSolver | Checkpoint | Finish
+Command = (
+    Solve
+    | Store
+    | Feed
+    | LoadAndFeed
+    | StartTraining
+    | EndProduction
+    | RestartSolver
+    | RestartWriter
+    | RestartLearner
+    | Checkpoint
+    | Finish
+)
 
 
 def stage_of(command: Command) -> str:
     """Who carries a command out; names the culprit in `StageFailed`."""
     match command:
-        case Solve():
+        case Solve() | RestartSolver():
             return "solver"
-        case Store():
+        case Store() | RestartWriter():
             return "data set"
         case _:
             return "learner"
@@ -118,11 +142,51 @@ class BlockIngested:
 
 
 @dataclass(frozen=True, slots=True)
+class SolverReady:
+    """Event: a solver has set its problem up and can work."""
+
+    solver: str
+
+
+@dataclass(frozen=True, slots=True)
 class SolverLost:
     """Event: a solver died; what it was solving must be solved again."""
 
     solver: str
     reason: str
+    sample: tuple[Split, int] | None = None
+    """Split and id of the sample that it was at, where it had been asked to mark it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriterLost:
+    """Event: the writer died; what it had not made durable must be stored again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLost:
+    """Event: a block that was still to be stored or fed is gone from memory, with its node for example."""
+
+    key: BlockKey
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerLost:
+    """Event: the learner died; training goes on from its latest checkpoint."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerReady:
+    """Event: a restarted learner is where its checkpoint was."""
+
+    batches: int
+    chunks: frozenset[int]
+    """Training chunks that the checkpoint accounts for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +230,12 @@ Event = (
     BlockSolved
     | BlockStored
     | BlockIngested
+    | BlockLost
+    | SolverReady
     | SolverLost
+    | WriterLost
+    | LearnerLost
+    | LearnerReady
     | TrainingEnded
     | CheckpointSaved
     | Tick

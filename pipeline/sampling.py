@@ -60,6 +60,26 @@ def keyed_generator(seed: int) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
+def draw_stream(split: str, draw: int) -> str:
+    """Stream name of a sample's n-th draw: the split itself for the first, 0."""
+    return f"{split}/redraw-{draw}" if draw else split
+
+
+def draw_number(run_seed: int, split: str, sample_id: int, seed: int, *, most: int = 64) -> int:
+    """Which draw of a sample the recorded seed stands for.
+
+    Raises:
+        ValueError: none of the first `most`, so the record belongs to another run.
+    """
+    for draw in range(most):
+        if sample_seed(run_seed, draw_stream(split, draw), sample_id) == seed:
+            return draw
+    raise ValueError(
+        f"seed {seed} of sample {sample_id} in split {split!r} is none of its first {most} draws with run seed "
+        f"{run_seed}; the record is of another run"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Design:
     """How `samples` points fill the unit cube of `dimension` parameters; a pure function of its fields.
@@ -90,8 +110,10 @@ class Design:
                 f"it needs at least 1 sample, and dimensions from 0"
             )
 
-    def point(self, sample_id: int) -> np.ndarray:
+    def point(self, sample_id: int, draw: int = 0) -> np.ndarray:
         """Point of the unit cube [0, 1)^dimension, shape (dimension,).
+
+        What is drawn anew (`draw` > 0) is a random point whatever the kind: a design has no second place for it.
 
         Raises:
             IndexError: a sample that the design does not have.
@@ -100,14 +122,15 @@ class Design:
             raise IndexError(f"sample {sample_id} of a design of {self.samples}; ids are 0 ... {self.samples - 1}")
         if self.dimension == 0:
             return np.empty(0)
-        if self.kind == "random":
-            return sample_generator(self.run_seed, f"{self.stream}/parameters", sample_id).random(self.dimension)
+        if self.kind == "random" or draw:
+            stream = f"{draw_stream(self.stream, draw)}/parameters"
+            return sample_generator(self.run_seed, stream, sample_id).random(self.dimension)
         return _points(self)[sample_id]
 
 
-def draw_parameters(schema: Schema, design: Design, sample_id: int) -> np.ndarray:
+def draw_parameters(schema: Schema, design: Design, sample_id: int, draw: int = 0) -> np.ndarray:
     """The scalar parameters of a sample, float64 (p,): the design's point through each parameter's distribution."""
-    point = design.point(sample_id)
+    point = design.point(sample_id, draw)
     if not point.size:
         return point
     return np.array([p.quantile(float(u)) for p, u in zip(schema.parameters, point, strict=True)], dtype=np.float64)

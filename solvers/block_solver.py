@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forebay.pipeline.records import Block, ChunkPlan, Outcome, SolveRecord, Split
-from forebay.pipeline.sampling import Design, DesignKind, draw_parameters, keyed_generator, sample_seed
+from forebay.pipeline.records import Block, Care, ChunkPlan, Outcome, SolveRecord, Split
+from forebay.pipeline.sampling import Design, DesignKind, draw_number, draw_parameters, keyed_generator, sample_seed
 from forebay.pipeline.stages import Draw, Problem, TransientProblem
 from forebay.solvers.arms import Automatic, check_method, facts_of
 from forebay.solvers.assemble import System, system_of
@@ -28,7 +28,7 @@ from forebay.solvers.linear import LinearSolver, Solution
 from forebay.solvers.march import BlockMarch
 from forebay.solvers.methods import Method
 from forebay.solvers.portfolio import Context, Portfolio
-from forebay.solvers.sample import Arrays, GuardedProblem, Row, Timings
+from forebay.solvers.sample import Arrays, GuardedProblem, Mark, Row, Timings, begin_rows
 from forebay.solvers.single import make_single
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class BlockSolver:
     block along a chain of near neighbours; `guesses` starts iterations from the best combination of so many earlier
     solutions of the block (4 ... 16; 0: from zero).  By "batched" all samples of a block are solved together, on
     `threads` cores or a GPU; weights that appear in the folder `published` are taken at the start of the next block.
+    With `keep_resident`, what a device has solved stays there as well, for a learner of the same process.
+    A sample that failed is drawn anew up to `redraws` times, which shifts the distribution of what is kept away from
+    where the problem is hard; 0 keeps the failure.
 
     Raises:
         StudyError: the method does not fit the problem's matrix.
@@ -63,8 +66,11 @@ class BlockSolver:
         guesses: int = 0,
         threads: int = 1,
         published: WeightsFolder | None = None,
+        redraws: int = 0,
+        keep_resident: bool = False,
     ) -> None:
         self.timings = Timings()
+        self._redraws = redraws
         self._schema = problem.schema
         self._run_seed = run_seed
         self._plans = plans
@@ -85,6 +91,8 @@ class BlockSolver:
         self._guarded = GuardedProblem(problem, self._system, self.timings)
         self._transient = problem if self._schema.times and isinstance(problem, TransientProblem) else None
         self._published = published
+        self._keep_resident = keep_resident
+        self._resident: Mapping[str, Any] = {}
         self._together = self._samples_together()
 
     def _samples_together(self) -> BlockMarch | StencilBlock | None:
@@ -98,26 +106,30 @@ class BlockSolver:
             return BlockMarch(transient, self._guarded, self._system, solver, self.timings)
         from forebay.solvers.batched.block import StencilBlock
 
-        return StencilBlock(solver, self._guarded, self.timings, problem=transient)
+        return StencilBlock(solver, self._guarded, self.timings, problem=transient, keep_resident=self._keep_resident)
 
     @property
     def method(self) -> str:
         """Name of the method as the records carry it."""
         return self._solver.label
 
-    def solve_block(self, split: Split, chunk: int) -> Block:
-        """Draw, assemble, solve and certify the samples of one chunk."""
+    def solve_block(self, split: Split, chunk: int, *, care: Care | None = None, mark: Mark | None = None) -> Block:
+        """Draw, assemble, solve and certify the samples of one chunk; see `pipeline.stages.Solver`."""
         start = time.perf_counter()
         ids = self._plans[split].sample_ids(chunk)
         self._take_published()
-        arrays, records = self._solve(split, ids)
+        arrays, records = self._solve(split, begin_rows(self._run_seed, split, ids, care, mark), self._redraws)
         choices = self._solver.table() if isinstance(self._solver, Portfolio) else ()
-        return Block(split, chunk, ids, arrays, records, time.perf_counter() - start, choices, self._path)
+        seconds = time.perf_counter() - start
+        return Block(split, chunk, ids, arrays, records, seconds, choices, self._path, self._resident)
 
-    def resolve(self, split: Split, sample_id: int) -> tuple[dict[str, np.ndarray], SolveRecord]:
+    def resolve(
+        self, split: Split, sample_id: int, seed: int | None = None
+    ) -> tuple[dict[str, np.ndarray], SolveRecord]:
         """Solve one sample again: its parameters and fields by name, shapes as in the schema, and its record.
 
-        Where samples of a block depend on each other, the whole block is solved again, and the same bits come out.
+        `seed` is the recorded one, which tells a sample that was drawn anew.  Where samples of a block depend on each
+        other, the whole block is solved again, and the same bits come out unless some of it was drawn anew.
         """
         remembers = isinstance(self._solver, LinearSolver) and self._solver.choice.remembers
         if remembers or self._guess is not None:
@@ -125,7 +137,8 @@ class BlockSolver:
             ids = plan.sample_ids(sample_id // plan.size)
         else:
             ids = np.array([sample_id])
-        arrays, records = self._solve(split, ids)
+        draw = 0 if seed is None else draw_number(self._run_seed, split, sample_id, seed)
+        arrays, records = self._solve(split, begin_rows(self._run_seed, split, ids, Care({sample_id: draw}), None))
         row = int(np.flatnonzero(ids == sample_id)[0])
         return {name: array[row] for name, array in arrays.items()}, records[row]
 
@@ -136,18 +149,51 @@ class BlockSolver:
         self._solver.destroy()
         self._system.destroy()
 
-    def _solve(self, split: Split, ids: np.ndarray) -> tuple[dict[str, np.ndarray], list[SolveRecord]]:
-        arrays = self._allocate(len(ids))
-        rows = [Row(k, int(i), sample_seed(self._run_seed, split, int(i))) for k, i in enumerate(ids)]
-        if self._together is not None:
-            self._together.run(rows, lambda row: self._draw(split, row, arrays), arrays)
-        else:
+    def _solve(
+        self, split: Split, rows: list[Row], redraws: int = 0
+    ) -> tuple[dict[str, np.ndarray], list[SolveRecord]]:
+        arrays = self._allocate(len(rows))
+        self._resident = {}
+        todo = [row for row in rows if row.fault is None]
+        if self._together is None:
             self._begin_block()
-            for row, draw in self._drawn(split, rows, arrays):
-                with row.guard(arrays):
-                    self._solve_sample(draw, row, arrays)
+        self._solve_rows(split, todo, arrays)
+        path = self._path
+        for _ in range(redraws):
+            todo = [row.anew(self._run_seed, split) for row in todo if row.fault is not None]
+            self._solve_rows(split, todo, arrays)
+            for row in todo:
+                rows[row.position] = row
+        self._path = path
         self.timings.samples += len(rows)
         return arrays, [row.record(self.method) for row in rows]
+
+    def _solve_rows(self, split: Split, rows: list[Row], arrays: Arrays) -> None:
+        if self._together is not None and rows:
+            self._solve_together(self._together, split, rows, arrays)
+            return
+        for row, draw in self._drawn(split, rows, arrays):
+            with row.guard(arrays):
+                self._solve_sample(draw, row, arrays)
+
+    def _solve_together(
+        self, together: BlockMarch | StencilBlock, split: Split, rows: list[Row], arrays: Arrays
+    ) -> None:
+        """All rows at once; where some of the block are left out, the others move up for as long as it takes."""
+        if len(rows) == len(arrays["parameters"]):
+            together.run(rows, lambda row: self._draw(split, row, arrays), arrays)
+            self._resident = {} if isinstance(together, BlockMarch) else together.resident
+            return
+        self._resident = {}  # not all of the block's samples would be there
+        places = [row.position for row in rows]
+        part = {name: array[places] for name, array in arrays.items()}
+        for position, row in enumerate(rows):
+            row.position = position
+        together.run(rows, lambda row: self._draw(split, row, part), part)
+        for place, row in zip(places, rows, strict=True):
+            row.position = place
+        for name, array in part.items():
+            arrays[name][places] = array
 
     def _take_published(self) -> None:
         """Weights that have been trained since the block before."""
@@ -213,7 +259,7 @@ class BlockSolver:
         return arrays
 
     def _draw(self, split: Split, row: Row, arrays: Arrays) -> Draw:
-        parameters = draw_parameters(self._schema, self._designs[split], row.sample_id)
+        parameters = draw_parameters(self._schema, self._designs[split], row.sample_id, row.draw)
         return self._guarded.draw(parameters, keyed_generator(row.seed), arrays, row.position)
 
     def _solve_sample(self, draw: Draw, row: Row, arrays: Arrays) -> None:

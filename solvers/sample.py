@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from forebay.pipeline.errors import ForebayError, ProblemError
-from forebay.pipeline.records import Outcome, Schema, SolveRecord
+from forebay.pipeline.records import Care, Outcome, Schema, SolveRecord, Split
+from forebay.pipeline.sampling import draw_stream, sample_seed
 from forebay.pipeline.stages import Draw, Problem, TransientProblem
 from forebay.solvers.assemble import System
 
 Arrays = Mapping[str, np.ndarray]
+Mark = Callable[[int | None], None]
 
 
 class SampleFault(Exception):
@@ -39,18 +41,37 @@ class Row:
     fault: SampleFault | None = None
     method: str = ""
     """What solved it last."""
+    draw: int = 0
+    """Number of the draw of its parameters and inputs; 0 is the first."""
+    story: str = ""
+    """Why earlier draws were given up."""
+    mark: Mark | None = None
 
     @contextmanager
     def guard(self, arrays: Arrays) -> Iterator[None]:
         """Whatever faults this sample inside is its outcome, and blanks its row of the arrays."""
         start = time.perf_counter()
+        if self.mark is not None:
+            self.mark(self.sample_id)
         try:
             yield
         except SampleFault as fault:
             self.fault = fault
             for array in arrays.values():
                 array[self.position] = np.nan
+        if self.mark is not None:
+            self.mark(None)
         self.seconds += time.perf_counter() - start
+
+    def anew(self, run_seed: int, split: Split) -> Row:
+        """The same sample with its next draw; what went wrong with this one is told in its story."""
+        fault, draw = self.fault, self.draw + 1
+        told = f"draw {self.draw}: {fault.outcome.name} {fault.message}".strip() if fault is not None else ""
+        seed = sample_seed(run_seed, draw_stream(split, draw), self.sample_id)
+        story = "; ".join(part for part in (self.story, told) if part)
+        return replace(
+            self, seed=seed, draw=draw, story=story, fault=None, iterations=0, residual=0.0, method=""
+        )  # its seconds go on: the sample has cost them
 
     def certify(
         self, iterations: int, residual: float, outcome: Outcome, message: str = "", *, method: str = ""
@@ -73,8 +94,24 @@ class Row:
             outcome, message, residual = Outcome.CONVERGED, "", self.residual
         else:
             outcome, message, residual = fault.outcome, fault.message, self.residual or float("nan")
+        message = "; ".join(part for part in (self.story, message) if part)
         method = self.method or method
         return SolveRecord(self.sample_id, self.seed, outcome, method, self.iterations, residual, self.seconds, message)
+
+
+def begin_rows(run_seed: int, split: Split, ids: np.ndarray, care: Care | None, mark: Mark | None) -> list[Row]:
+    """The samples of a block; those that are given up have their fault already and must not be touched."""
+    care = care or Care()
+    rows = []
+    for position, sample_id in enumerate(ids.tolist()):
+        draw = care.draws.get(sample_id, 0)
+        story = f"drawn anew {draw} times: its solver was lost" if draw else ""
+        row = Row(position, sample_id, sample_seed(run_seed, draw_stream(split, draw), sample_id))
+        row.draw, row.story, row.mark = draw, story, mark
+        if sample_id in care.given_up:
+            row.fault = SampleFault(Outcome.PROCESS_LOST, "every solver that tried it was lost")
+        rows.append(row)
+    return rows
 
 
 @dataclass(slots=True)

@@ -6,8 +6,6 @@ back-pressure), `train` runs until training ends, `control` answers at any time.
 
 from __future__ import annotations
 
-import os
-
 import ray
 
 from forebay.cluster.specs import RunSpec, load_block, make_learner
@@ -25,9 +23,9 @@ class LearnerActor:
         self._learner = make_learner(spec, clock_zero=clock_zero, resume=resume)
 
     @ray.method(concurrency_group="control")
-    def ready(self) -> int:
-        """Process id, once the model is built (and restored)."""
-        return os.getpid()
+    def ready(self) -> tuple[int, frozenset[int]]:
+        """Batches trained and training chunks accounted for, once the model is built (and restored)."""
+        return self._learner.batches, self._learner.chunks
 
     @ray.method(concurrency_group="ingest")
     def ingest(self, block: Block) -> int:
