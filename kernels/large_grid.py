@@ -45,6 +45,7 @@ class LargeGrid:
         self,
         launcher: Launcher,
         hierarchy: Hierarchy,
+        reaction: Tensor,
         batch: int,
         *,
         diagonal: Tensor | None = None,
@@ -52,7 +53,14 @@ class LargeGrid:
     ) -> None:
         """Allocate for `batch` systems beside the hierarchy, whose own batch is the same or 1.
 
-        `diagonal`, [hierarchy.batch, *shape]: z = diagonal · r takes the place of the cycle.
+        Args:
+            launcher: of csrc/large_grid.cu.
+            hierarchy: the finest level's diagonal is not read.
+            reaction: s of the finest level, scaled as that is, [hierarchy.batch, *shape]: A is applied by differences,
+                s u_i + Σ T (u_i - u_j).
+            batch: of right-hand sides.
+            diagonal: z = diagonal · r in place of the cycle, [hierarchy.batch, *shape].
+            block: threads, the macro BLOCK.
 
         Raises:
             ValueError: the batches do not fit, or a level has more entries than 32-bit indices reach.
@@ -67,6 +75,7 @@ class LargeGrid:
                 f"a grid of {hierarchy.shape} cells has too many for 32-bit indices; use fewer than 2^31 / 3"
             )
         self._launcher, self._block, self._batch = launcher, block, batch
+        self._reaction = reaction.contiguous()
         self._matrices = np.int32(hierarchy.batch)
         new = torch.zeros
         like: dict[str, Any] = {"dtype": finest.diagonal.dtype, "device": finest.diagonal.device}
@@ -130,7 +139,8 @@ class LargeGrid:
         args: tuple[Any, ...]
         for depth, level in enumerate(hierarchy.levels[:-1]):
             kind = "star" if depth == 0 else "box"
-            arrays = (rights[depth], level.smoother, level.diagonal, level.off, level.prolong)
+            centre = self._reaction if depth == 0 else level.diagonal
+            arrays = (rights[depth], level.smoother, centre, level.off, level.prolong)
             coarse = hierarchy.levels[depth + 1].shape
             grid, chunk = _tiles(coarse, self._batch, self._block)
             args = (*arrays, rights[depth + 1], self.flags, *_sizes(level.shape), np.int32(chunk), self._matrices)
@@ -161,7 +171,7 @@ class LargeGrid:
         sizes = (*_sizes(hierarchy.shape), np.int32(chunk), self._matrices)
         # A p is not needed any more when z is written, nor z when A p is: they share their memory.
         product = correction
-        apply = _Launch("apply_dot", grid, (self._direction, finest.diagonal, finest.off, product, *steering, *sizes))
+        apply = _Launch("apply_dot", grid, (self._direction, self._reaction, finest.off, product, *steering, *sizes))
         vectors = (self._direction, product, self.x, self.residual)
         update = _Launch("update_dot", self._flat(cells), (*vectors, *steering, np.int32(cells)))
         turned = (correction, self._direction, self.scalars, self.flags, np.int32(cells))

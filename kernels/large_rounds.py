@@ -44,7 +44,8 @@ class LargeRounds:
         macros = {"DIM": str(stencil.dimension), "REAL": "float", "BLOCK": str(block)}
         self._launcher = launchers("large_grid", macros)
         hierarchy, diagonal = _hierarchy(stencil, chosen, scales)
-        self._grid = LargeGrid(self._launcher, hierarchy, len(rhs), diagonal=diagonal, block=block)
+        reaction = (stencil.reaction * scales.view(-1, *[1] * stencil.dimension)).float()
+        self._grid = LargeGrid(self._launcher, hierarchy, reaction, len(rhs), diagonal=diagonal, block=block)
         self._residual = torch.empty_like(rhs)
         self._steps: Callable[[], None] | None = None
 

@@ -33,21 +33,23 @@ struct Cell {
 // Position of an offset in {-1, 0, 1}^D, lexicographic.
 __device__ __forceinline__ constexpr int place(int dz, int dy, int dx) { return CENTRE + SLAB * dz + 3 * dy * HAS_Y + dx; }
 
-// (A u)_i on the finest level.  u(dz, dy, dx) gives the neighbour's value and is asked for cells of the grid only.
+// (A u)_i on the finest level by differences, s u_i + sum T (u_i - u_j), see csrc/on_chip.cuh.  u(dz, dy, dx) gives the
+// neighbour's value and is asked for cells of the grid only.
 template <class U>
-__device__ __forceinline__ real star_product(const U& u, const real* __restrict__ diagonal, const real* __restrict__ off,
+__device__ __forceinline__ real star_product(const U& u, const real* __restrict__ reaction, const real* __restrict__ off,
                                              const Cell& c, const Shape& n) {
     const int i = c.in(n), cells = n.cells(), plane = n.plane();
-    real sum = diagonal[i] * u(0, 0, 0);
-    if (c.x > 0) sum += off[i - 1] * u(0, 0, -1);
-    if (c.x + 1 < n.x) sum += off[i] * u(0, 0, 1);
+    const real here = u(0, 0, 0);
+    real sum = reaction[i] * here;
+    if (c.x > 0) sum += off[i - 1] * (u(0, 0, -1) - here);
+    if (c.x + 1 < n.x) sum += off[i] * (u(0, 0, 1) - here);
     if (HAS_Y) {
-        if (c.y > 0) sum += off[cells + i - n.x] * u(0, -1, 0);
-        if (c.y + 1 < n.y) sum += off[cells + i] * u(0, 1, 0);
+        if (c.y > 0) sum += off[cells + i - n.x] * (u(0, -1, 0) - here);
+        if (c.y + 1 < n.y) sum += off[cells + i] * (u(0, 1, 0) - here);
     }
     const real* along_z = off + (1 + HAS_Y) * cells;
-    if (c.z > 0) sum += along_z[i - plane] * u(-1, 0, 0);
-    if (c.z + 1 < n.z) sum += along_z[i] * u(1, 0, 0);
+    if (c.z > 0) sum += along_z[i - plane] * (u(-1, 0, 0) - here);
+    if (c.z + 1 < n.z) sum += along_z[i] * (u(1, 0, 0) - here);
     return sum;
 }
 
@@ -72,6 +74,7 @@ __device__ __forceinline__ real box_product(const U& u, const real* __restrict__
     return sum;
 }
 
+// `diagonal` is the reaction where the level is the finest, a STAR.
 template <bool STAR, class U>
 __device__ __forceinline__ real product(const U& u, const real* __restrict__ diagonal, const real* __restrict__ off,
                                         const Cell& c, const Shape& n) {

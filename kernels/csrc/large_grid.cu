@@ -8,6 +8,9 @@
 //   up_*          y = m r + P z, z = y + m (r - A y)      once a level; on the finest also <r, z> -> beta
 //   direction     p = z + beta p
 //
+// The finest level's A is given by the reaction s in place of the diagonal, and applied by differences: with the
+// diagonal, float32 loses what is left of the residual beside stiff cells.
+//
 // Launch: blocks of BLOCK threads; grid (tiles of a plane, chunks of the slow axis, systems).  A block owns a tile of
 // TILE_X x TILE_Y cells and marches along z.  `matrices` is the batch of the coefficients, or 1 where all systems have
 // the same.  A system that is not active costs one read a block.
@@ -39,8 +42,8 @@ __device__ __forceinline__ long long matrix_of(int system, int matrices) { retur
 
 // --- the finest level's product --------------------------------------------------------------------------------------
 
-// Values and links along z stay in registers: per cell, one read of p, of the diagonal and of D links, one write of q.
-__device__ __forceinline__ double march(const real* __restrict__ p, const real* __restrict__ diagonal,
+// Values and links along z stay in registers: per cell, one read of p, of the reaction and of D links, one write of q.
+__device__ __forceinline__ double march(const real* __restrict__ p, const real* __restrict__ reaction,
                                         const real* __restrict__ off, real* __restrict__ q, const Shape& n, const Tile& tile) {
     const int x = tile.x + tile.lane_x, y = tile.y + tile.lane_y, plane = n.plane(), cells = n.cells();
     if (x >= n.x || y >= n.y || tile.first >= tile.last) return 0;
@@ -55,12 +58,12 @@ __device__ __forceinline__ double march(const real* __restrict__ p, const real* 
     double sum = 0;
     for (int z = tile.first; z < tile.last; ++z, i += plane) {
         const real above = z + 1 < n.z ? p[i + plane] : real(0), link_above = along_z[i];
-        real value = diagonal[i] * here + link_below * below + link_above * above;
-        if (x > 0) value += off[i - 1] * p[i - 1];
-        if (x + 1 < n.x) value += off[i] * p[i + 1];
+        real value = reaction[i] * here + link_below * (below - here) + link_above * (above - here);
+        if (x > 0) value += off[i - 1] * (p[i - 1] - here);
+        if (x + 1 < n.x) value += off[i] * (p[i + 1] - here);
         if (HAS_Y) {
-            if (y > 0) value += along_y[i - n.x] * p[i - n.x];
-            if (y + 1 < n.y) value += along_y[i] * p[i + n.x];
+            if (y > 0) value += along_y[i - n.x] * (p[i - n.x] - here);
+            if (y + 1 < n.y) value += along_y[i] * (p[i + n.x] - here);
         }
         q[i] = value;
         sum += static_cast<double>(here) * value;
@@ -71,7 +74,7 @@ __device__ __forceinline__ double march(const real* __restrict__ p, const real* 
     return sum;
 }
 
-KERNEL(BLOCK) apply_dot(const real* __restrict__ p, const real* __restrict__ diagonal, const real* __restrict__ off,
+KERNEL(BLOCK) apply_dot(const real* __restrict__ p, const real* __restrict__ reaction, const real* __restrict__ off,
                         real* __restrict__ q, double* partial, unsigned* tickets, double* scalars, int* flags, int nz, int ny,
                         int nx, int chunk, int matrices) {
     const Shape n{nz, ny, nx};
@@ -79,7 +82,7 @@ KERNEL(BLOCK) apply_dot(const real* __restrict__ p, const real* __restrict__ dia
     int* const mine = flags + FLAGS * tile.system;
     if (!mine[ACTIVE]) return;
     const long long cells = n.cells(), matrix = matrix_of(tile.system, matrices) * cells, vector = tile.system * cells;
-    double sum[1] = {march(p + vector, diagonal + matrix, off + DIM * matrix, q + vector, n, tile)};
+    double sum[1] = {march(p + vector, reaction + matrix, off + DIM * matrix, q + vector, n, tile)};
     if (system_sum(sum, partial, tickets, tile.system) && threadIdx.x == 0)
         choose_step(sum[0], scalars + SCALARS * tile.system, mine);
 }
@@ -188,10 +191,10 @@ __device__ __forceinline__ void down(const real* __restrict__ r, const real* __r
     }
 }
 
-KERNEL(BLOCK, 2) down_star(const real* __restrict__ r, const real* __restrict__ m, const real* __restrict__ diagonal,
+KERNEL(BLOCK, 2) down_star(const real* __restrict__ r, const real* __restrict__ m, const real* __restrict__ reaction,
                         const real* __restrict__ off, const real* __restrict__ prolong, real* __restrict__ coarse_r,
                         const int* flags, int nz, int ny, int nx, int chunk, int matrices) {
-    down<true>(r, m, diagonal, off, prolong, coarse_r, flags, Shape{nz, ny, nx}, chunk, matrices);
+    down<true>(r, m, reaction, off, prolong, coarse_r, flags, Shape{nz, ny, nx}, chunk, matrices);
 }
 
 KERNEL(BLOCK, 2) down_box(const real* __restrict__ r, const real* __restrict__ m, const real* __restrict__ diagonal,
@@ -251,7 +254,7 @@ __device__ __forceinline__ double up(const real* __restrict__ r, const real* __r
     return sum;
 }
 
-KERNEL(BLOCK, 2) up_star(const real* __restrict__ r, const real* __restrict__ m, const real* __restrict__ diagonal,
+KERNEL(BLOCK, 2) up_star(const real* __restrict__ r, const real* __restrict__ m, const real* __restrict__ reaction,
                       const real* __restrict__ off, const real* __restrict__ prolong, const real* __restrict__ coarse_z,
                       real* __restrict__ z, double* partial, unsigned* tickets, double* scalars, int* flags, int nz, int ny,
                       int nx, int chunk, int matrices) {
@@ -259,7 +262,7 @@ KERNEL(BLOCK, 2) up_star(const real* __restrict__ r, const real* __restrict__ m,
     const Tile tile(n, chunk);
     int* const mine = flags + FLAGS * tile.system;
     if (!mine[ACTIVE]) return;
-    double sum[1] = {up<true>(r, m, diagonal, off, prolong, coarse_z, z, n, tile, matrices)};
+    double sum[1] = {up<true>(r, m, reaction, off, prolong, coarse_z, z, n, tile, matrices)};
     if (system_sum(sum, partial, tickets, tile.system) && threadIdx.x == 0)
         choose_turn(sum[0], scalars + SCALARS * tile.system, mine);
 }

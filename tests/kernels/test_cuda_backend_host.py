@@ -13,6 +13,7 @@ from forebay.kernels.records import Outcome
 from forebay.kernels.reference import dense
 from forebay.kernels.stencil import Stencil, apply, diffusion
 from forebay.kernels.torch_backend import TorchSolver
+from forebay.learners.media import inclusions
 
 THREADS = 64
 BLOCK, CLUSTER, CLUSTER4, OUTSIDE, LARGE = (1, True), (2, True), (4, True), (1, False), None
@@ -95,6 +96,18 @@ def test_two_values_of_contrast_a_million_are_certified(host_kernels, way):
     stencil, rhs = problem((18, 20), 2, contrast=1e6)
     fields, endings = solve(stencil, rhs, WAYS[way])
     certified(stencil, fields, rhs, endings)
+
+
+def test_stiff_inclusions_take_as_many_iterations_on_large_grids_as_on_the_chip(host_kernels):
+    stencil = diffusion(inclusions(2, (24, 24), 1e6, torch.Generator().manual_seed(7)))
+    rhs = torch.ones(2, 24, 24, dtype=torch.float64)
+    found = []
+    for way in (BLOCK, LARGE):
+        fields, endings = solve(stencil, rhs, way)
+        certified(stencil, fields, rhs, endings)
+        found.append([end.iterations for end in endings])
+    assert max(abs(a - b) for a, b in zip(*found, strict=True)) <= 1
+    assert max(found[1]) <= 16, "with the diagonal in place of differences it took 27"
 
 
 @pytest.mark.parametrize("way", ["block", "cluster of 2", "large"])

@@ -23,10 +23,15 @@ def problem(shape, batch, deviation=2.0, **options):
     return diffusion(torch.exp(deviation * normal[0]), **options), normal[1]
 
 
+def reaction_of(stencil, hierarchy):
+    return stencil.scaled(hierarchy.scale).reaction.float()
+
+
 def solve(stencil, rhs, *, rtol=1e-5, seed=0, most=60, active=None, jacobi=False, hierarchy=None):
     hierarchy = hierarchy or build_hierarchy(stencil)
     diagonal = 1 / hierarchy.levels[0].diagonal if jacobi else None
-    grid = LargeGrid(launcher_of(rhs.shape[1:], seed), hierarchy, rhs.shape[0], diagonal=diagonal, block=BLOCK)
+    launcher, reaction = launcher_of(rhs.shape[1:], seed), reaction_of(stencil, hierarchy)
+    grid = LargeGrid(launcher, hierarchy, reaction, rhs.shape[0], diagonal=diagonal, block=BLOCK)
     norms = torch.linalg.vector_norm(rhs.flatten(1), dim=1)
     by = (1 / norms).reshape(-1, *[1] * (rhs.dim() - 1))
     target = torch.full((rhs.shape[0],), rtol**2, dtype=torch.float64)
@@ -154,4 +159,4 @@ def test_blocks_cover_the_grid_with_few_or_many_systems():
 def test_batches_that_do_not_fit_are_refused(host_kernels):
     stencil, _ = problem((9, 5), 2)
     with pytest.raises(ValueError, match="a hierarchy of 2 systems for a batch of 3; it must be 1 or 3"):
-        LargeGrid(launcher_of((9, 5)), build_hierarchy(stencil), 3, block=BLOCK)
+        LargeGrid(launcher_of((9, 5)), build_hierarchy(stencil), stencil.reaction.float(), 3, block=BLOCK)

@@ -37,6 +37,7 @@ class Level:
     shape: tuple
     star: bool
     diagonal: np.ndarray
+    """Of a star, the finest level, the reaction: what is left of the diagonal without the links."""
     off: np.ndarray
     smoother: np.ndarray
     prolong: np.ndarray
@@ -69,8 +70,9 @@ class Level:
         for k, offset in enumerate(links(len(self.shape), star=self.star)):
             here, there = shifted(self.shape, offset)
             link = self.off[system, k][here].astype(float)
-            result[here] += link * u[there]
-            result[there] += link * u[here]
+            of_here, of_there = u[here].copy(), u[there].copy()
+            result[here] += link * (of_there - self.star * of_here)
+            result[there] += link * (of_here - self.star * of_there)
         return result
 
     def transfer(self, system):
@@ -99,7 +101,7 @@ class GridChecks:
         self.flags = np.tile(np.int32([1, 3, -1, 99]), (batch, 1))
         if batch > 2:
             self.flags[1, ACTIVE] = 0
-        for name in ("apply", "update", "direction", "scale", "down", "up", "coarsest", "true_residual"):
+        for name in ("apply", "constants", "update", "direction", "scale", "down", "up", "coarsest", "true_residual"):
             getattr(self, f"check_{name}")()
 
     # What the kernels get.
@@ -183,6 +185,16 @@ class GridChecks:
         for s in self.active:
             verdict = (1, -1) if step[s] > 0 else (0, 2)
             assert (flags[s, ACTIVE], flags[s, OUTCOME]) == verdict, f"apply_dot: verdict {flags[s]}"
+
+    def check_constants(self):
+        """What is constant flows nowhere, to the last bit, however stiff the links are."""
+        level, grid = self.random_level(star=True), self.grid(self.shape)
+        level.off *= self.dtype(1e6)
+        p, q = np.full_like(self.vectors(), 0.7), self.empty()
+        args = [p, level.diagonal, level.off, q, *self.sums(grid), *self.sizes(self.shape)]
+        self.launch("apply_dot", grid, [*args, np.int32(self.chunk), np.int32(self.matrices)])
+        for s in self.active:
+            assert (q[s] == level.diagonal[self.system(s)] * self.dtype(0.7)).all(), "apply_dot: constants flow"
 
     def check_update(self):
         p, q, x, r = self.vectors(count=4)
