@@ -62,7 +62,7 @@ class ArraySolver:
         self.fields, records = self._prepared.solve(
             self._tensor(rhs.reshape(shape)), rtol=rtol, guess=start, max_iterations=max_iterations
         )
-        x[:] = self.fields.cpu().numpy().reshape(x.shape)
+        torch.from_numpy(x).copy_(self.fields.reshape(x.shape))
         return records
 
     def _tensor(self, array: np.ndarray) -> Tensor:

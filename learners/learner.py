@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from forebay.learners.device import learner_device
 from forebay.learners.evaluate import Evaluation, evaluate, examples
+from forebay.learners.frames import frames_of, ring_specs, tensor_of
 from forebay.learners.metrics import MetricsLog
-from forebay.learners.ring import Ring, frames_of, ring_specs
+from forebay.learners.ring import Ring
 from forebay.learners.step import TrainOptions, TrainState, make_state, train_step
 from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
 from forebay.learners.threads import ThreadChoice
@@ -73,7 +75,7 @@ class StreamLearner:
     """Training chunks whose frames are all accounted for by the buffer."""
     _normalised: set[int] = field(default_factory=set, init=False)
     """Training chunks that the normaliser has seen."""
-    _arrived: SimpleQueue[tuple[int, Mapping[str, np.ndarray]]] = field(default_factory=SimpleQueue, init=False)
+    _arrived: SimpleQueue[tuple[int, Mapping[str, Any]]] = field(default_factory=SimpleQueue, init=False)
     """Chunks and frames that it is still to see."""
     _threads: ThreadChoice = field(init=False)
     _clock: _Clock = field(default_factory=_Clock, init=False)
@@ -106,13 +108,18 @@ class StreamLearner:
     ) -> StreamLearner:
         """A fresh learner, or with `resume` the one that the latest checkpoint describes.
 
-        `load` reads stored blocks back: a checkpoint keeps which frames the ring held, the data set keeps the frames.
+        Weights, ring and validation data lie on `options.device`, whatever the device of the run before.  `load` reads
+        stored blocks back: a checkpoint keeps which frames the ring held, the data set keeps the frames.
+
+        Raises:
+            StudyError: a device that is not there.
         """
+        device = learner_device(options.device)
         torch.set_num_threads(plan.learner_threads)
         config = SurrogateConfig(
             IOSpec.from_schema(schema), options.model.name, options.model.options, options.freeze_normaliser_after
         )
-        surrogate = Surrogate(config, seed=sample_seed(seed, "weights", 0) % 2**63)
+        surrogate = Surrogate(config, seed=sample_seed(seed, "weights", 0) % 2**63).to(device)
         buffer = make_buffer(
             policy, capacity=plan.capacity, threshold=plan.threshold, seed=sample_seed(seed, "buffer", 0)
         )
@@ -120,7 +127,7 @@ class StreamLearner:
             schema,
             options,
             plan,
-            Ring(ring_specs(schema), buffer),
+            Ring(ring_specs(schema), buffer, device=device),
             make_state(surrogate, TrainOptions.from_study(options, batches=plan.batches)),
             MetricsLog(folder, clock_zero),
             folder,
@@ -130,12 +137,18 @@ class StreamLearner:
         checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
         if checkpoint is not None:
             learner._restore(checkpoint, load)
+        learner.metrics.begin(learner.batches, learner._normalised)
         return learner
 
     @property
     def batches(self) -> int:
         """Batches trained."""
         return self.state.batches
+
+    @property
+    def chunks(self) -> frozenset[int]:
+        """Training chunks whose frames are all accounted for."""
+        return frozenset(self._chunks)
 
     @property
     def ended(self) -> bool:
@@ -150,8 +163,9 @@ class StreamLearner:
 
     def add_validation(self, block: Block) -> None:
         """Keep a block of the validation split; the same chunk twice is kept once."""
-        keys, arrays = frames_of(block, self.schema)
-        self._validation[block.chunk] = keys, {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
+        keys, arrays = frames_of(block, self.schema, self.ring.device)
+        kept = {name: tensor_of(a).to(self.ring.device, copy=True) for name, a in arrays.items()}
+        self._validation[block.chunk] = keys, kept
 
     def ingest(self, block: Block) -> int:
         """Accept a training block's valid frames, waiting for room; frames that are new."""
@@ -231,8 +245,8 @@ class StreamLearner:
         np.savez_compressed(self.folder / "predictions.npz", **extra)
         return evaluation
 
-    def _prepare(self, block: Block) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-        keys, arrays = frames_of(block, self.schema)
+    def _prepare(self, block: Block) -> tuple[np.ndarray, Mapping[str, Any]]:
+        keys, arrays = frames_of(block, self.schema, self.ring.device)
         if block.chunk not in self._normalised and len(keys) and not self.state.surrogate.normaliser.frozen:
             self._arrived.put((block.chunk, arrays))
         return keys, arrays
@@ -250,6 +264,7 @@ class StreamLearner:
                 return
             if chunk not in self._normalised:
                 self._normalised.add(chunk)
+                self.metrics.normalised(chunk)
                 self.state.surrogate.normaliser.update(arrays)
 
     def _train_one(self, timeout: float) -> bool:
@@ -261,7 +276,7 @@ class StreamLearner:
         if batch is None:
             self._clock.wait_s += drawn - start
             return False
-        self.metrics.draw(self.batches + 1, batch.keys)
+        self.metrics.draw(self.batches + 1, batch.keys, torch.get_num_threads())
         self.state, step = train_step(self.state, batch.arrays)
         self._clock.draw_s += drawn - start
         seconds = time.perf_counter() - drawn
@@ -354,7 +369,7 @@ class StreamLearner:
         return self.batches, path
 
     def _restore(self, checkpoint: Path, load: Callable[[BlockKey], Block]) -> None:
-        restored = load_checkpoint(checkpoint, options=self.state.options)
+        restored = load_checkpoint(checkpoint, device=self.ring.device, options=self.state.options)
         self.state, extra = restored.state, restored.extra
         self._chunks = set(extra["ingested_chunks"])
         self._normalised = set(extra["normalised_chunks"])

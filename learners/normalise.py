@@ -21,7 +21,7 @@ def moments_of(values: Tensor) -> Tensor:
     """(count, mean, M2 = Σ (x - mean)²) of all values, float64, shape (3,)."""
     flat = values.to(torch.float64).flatten()
     mean = flat.mean()
-    return torch.stack([torch.tensor(float(flat.numel()), dtype=torch.float64), mean, ((flat - mean) ** 2).sum()])
+    return torch.stack([mean.new_full((), flat.numel()), mean, ((flat - mean) ** 2).sum()])
 
 
 def merge_moments(first: Tensor, second: Tensor) -> Tensor:
@@ -84,7 +84,8 @@ class Normaliser(nn.Module):
     def update(self, arrays: Mapping[str, Any]) -> bool:
         """Take in valid samples or frames; False when the statistics are frozen and nothing was done.
 
-        Fields may have any leading axes (samples, time steps): all their values count.  "parameters" is (..., p).
+        Arrays are numpy's, or tensors on any device.  Fields may have any leading axes (samples, time steps): all their
+        values count.  "parameters" is (..., p).
 
         Raises:
             ValueError: a missing array, a wrong number of parameters, or a value that is not finite.
@@ -96,12 +97,13 @@ class Normaliser(nn.Module):
             rows += [moments_of(column) for column in self._parameter_columns(arrays)]
         outputs = [_tensor(arrays, name) for name in self._outputs]
         rows += [moments_of(values) for values in outputs]
-        block = torch.stack(rows)
+        # Numpy arrays are summed up where they are; three numbers travel.
+        block = torch.stack([row.to(self.moments.device) for row in rows])
         if not torch.isfinite(block).all():
             raise ValueError(
                 "a block for the normaliser holds NaN or inf; pass valid samples only (`Block.valid_rows`)"
             )
-        self.moments.copy_(merge_moments(self.moments, block.to(self.moments.device)))
+        self.moments.copy_(merge_moments(self.moments, block))
         self.frames += outputs[0].numel() // self._output_size
         self._refresh()
         if self.frames >= self.freeze_after:

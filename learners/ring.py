@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from forebay.learners.frames import Spec, frames_of, ring_specs
+from forebay.learners.frames import Spec, frames_of, ring_specs, tensor_of
 from forebay.pipeline.buffer import Buffer, BufferStatistics, Placement, Policy
 from forebay.pipeline.records import Batch
 
@@ -92,6 +92,11 @@ class Ring:
         return self._buffer.capacity
 
     @property
+    def device(self) -> torch.device:
+        """Where rows and batches lie."""
+        return self._device
+
+    @property
     def closed(self) -> bool:
         """Has `close` been called?"""
         return self._buffer.over
@@ -118,11 +123,12 @@ class Ring:
 
     # -- in --------------------------------------------------------------------------------------------------------
 
-    def put(self, keys: np.ndarray, arrays: Mapping[str, np.ndarray], *, timeout: float | None = None) -> int:
+    def put(self, keys: np.ndarray, arrays: Mapping[str, Any], *, timeout: float | None = None) -> int:
         """Copy frames in, waiting for room as often as needed; number of frames that are new.
 
-        `keys` int64 (n,), `arrays[name]` (n, *shape) of any real type.  Frames whose key was accepted before are
-        skipped.  After `timeout` seconds of waiting, or `interrupt`, the frames that have not fitted are left out.
+        `keys` int64 (n,), `arrays[name]` (n, *shape) of any real type, numpy arrays or tensors; one copy each, from
+        where they lie to where the rows do.  Frames whose key was accepted before are skipped.  After `timeout` seconds
+        of waiting, or `interrupt`, the frames that have not fitted are left out.
 
         Raises:
             RuntimeError: new frames after `close`.
@@ -140,7 +146,7 @@ class Ring:
             accepted += len(placement.accepted)
         return accepted
 
-    def offer(self, keys: np.ndarray, arrays: Mapping[str, np.ndarray]) -> int:
+    def offer(self, keys: np.ndarray, arrays: Mapping[str, Any]) -> int:
         """Copy in the leading frames that fit now; how many leading frames need not be offered again.
 
         Arguments and errors as for `put`.
@@ -170,7 +176,7 @@ class Ring:
             self._wait_room_s += time.perf_counter() - start
             return self._buffer.reserve(keys) if roomy else None
 
-    def _store(self, placement: Placement, start: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def _store(self, placement: Placement, start: int, arrays: Mapping[str, Any]) -> None:
         begun = time.perf_counter()
         try:
             self._copy_in(placement.slots, {name: _rows(a, placement.accepted + start) for name, a in arrays.items()})
@@ -184,13 +190,13 @@ class Ring:
             self._ingest_s += time.perf_counter() - begun
             self._changed.notify_all()
 
-    def _copy_in(self, slots: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+    def _copy_in(self, slots: np.ndarray, arrays: Mapping[str, Any]) -> None:
         if len(slots) == 0:
             return
         index = self._index(slots)
         run = bool((slots[1:] == slots[:-1] + 1).all())
         for name, rows in self._rows.items():
-            source = torch.from_numpy(_writable(arrays[name]))
+            source = tensor_of(arrays[name])
             if run:
                 rows[int(slots[0]) : int(slots[0]) + len(slots)].copy_(source)
             else:
@@ -323,7 +329,7 @@ class Ring:
                 f"lower buffer.capacity"
             ) from error
 
-    def _check(self, keys: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+    def _check(self, keys: np.ndarray, arrays: Mapping[str, Any]) -> None:
         if arrays.keys() != self._specs.keys():
             raise ValueError(f"frames carry arrays {sorted(arrays)}, the ring keeps {sorted(self._specs)}; give those")
         for name, (shape, _) in self._specs.items():
@@ -340,22 +346,8 @@ def _check_pin(pin: bool, device: torch.device) -> None:
         )
 
 
-def _rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _rows(array: Any, positions: np.ndarray) -> Any:
     """Those rows, ascending; a view when there are no gaps, which is the rule."""
     if len(positions) and positions[-1] - positions[0] == len(positions) - 1:
         return array[positions[0] : positions[-1] + 1]
     return array[positions]
-
-
-class _Alias:
-    """Gives numpy the memory of a read-only array as if it were writable, and keeps the array alive."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
-
-
-def _writable(array: np.ndarray) -> np.ndarray:
-    # torch.from_numpy warns, once a process, when the memory is read-only, as that of Ray's object store is.  We only
-    # read; the alternatives are a copy of every block or a warnings filter, which is not thread-safe.
-    return array if array.flags.writeable else np.asarray(_Alias(array))

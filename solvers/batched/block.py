@@ -10,7 +10,8 @@ Problems in time whose matrix never changes set it up once and solve each step o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from forebay.pipeline.records import Outcome
 from forebay.pipeline.stages import Draw, TransientProblem
 from forebay.solvers.assemble import System
 from forebay.solvers.batched.engine import Answer
+from forebay.solvers.batched.resident import ResidentFields
 from forebay.solvers.batched.solver import StencilSolver, stencil_outcome
 from forebay.solvers.linear import RHS_NOT_FINITE
 from forebay.solvers.sample import Arrays, GuardedProblem, Row, SampleFault, Timings
@@ -28,7 +30,8 @@ Drawn = list[tuple[Row, Draw]]
 class StencilBlock:
     """Solves blocks of samples with the engine of a `StencilSolver`; owns the arrays of a block.
 
-    `problem` is given for problems in time with a fixed matrix, None for stationary ones.
+    `problem` is given for problems in time with a fixed matrix, None for stationary ones.  With `keep_resident`, the
+    solutions stay where a device has computed them, too, see `resident`.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class StencilBlock:
         timings: Timings,
         *,
         problem: TransientProblem | None = None,
+        keep_resident: bool = False,
     ) -> None:
         self._solver = solver
         self._system: System = solver.system
@@ -48,10 +52,19 @@ class StencilBlock:
         self._matrix: tuple[Outcome, str] | None = None
         self._matrix_known = False
         self._generation = solver.generation
+        self._keep_resident = keep_resident
+        self._resident: ResidentFields | None = None
+
+    @property
+    def resident(self) -> Mapping[str, Any]:
+        """Output fields of the latest `run` on the device, see `pipeline.records.Block`; they belong to the caller."""
+        return {} if self._resident is None else self._resident.fields()
 
     def run(self, rows: list[Row], draw: Callable[[Row], Draw], arrays: Arrays) -> None:
         """Fill the rows' arrays and records; a faulty sample is left out, the others go on."""
         self._allocate(len(rows))
+        if self._keep_resident:
+            self._resident = ResidentFields(self._guarded.schema, len(rows), len(self._system.rhs))
         if self._generation != self._solver.generation:
             self._generation, self._matrix_known = self._solver.generation, False
         if self._problem is None:
@@ -98,6 +111,17 @@ class StencilBlock:
                 self._certify(row, answers[k], k, self._values[k])
                 self._guarded.keep(arrays, row.position, values, self._x[k])
                 self._guarded.check_outputs(arrays, row.position)
+        self._keep_on_device(drawn, arrays)
+
+    def _keep_on_device(self, solved: Drawn, arrays: Arrays, step: int | None = None) -> None:
+        """Those without a fault of the latest solve."""
+        if self._resident is None:
+            return
+        sound = [k for k, (row, _) in enumerate(solved) if row.fault is None]
+        fields, x = self._solver.engine.fields, self._x[: len(solved)]
+        if len(sound) < len(solved):
+            fields, x = None if fields is None else fields[sound], x[sound]
+        self._resident.take(fields, x, arrays, [solved[k][0].position for k in sound], step)
 
     def _take_matrix(self, k: int) -> None:
         start = time.perf_counter()
@@ -186,4 +210,5 @@ class StencilBlock:
                 self._certify(row, answers[k], k, self._values[0])
                 states[row.position][:] = self._x[k]
                 self._guarded.keep(arrays, row.position, values, self._x[k], step - 1)
+        self._keep_on_device(ready, arrays, step - 1)
         return [(row, values) for row, values in ready if row.fault is None]

@@ -41,6 +41,11 @@ class CpuEngine:
         """What a sample is preconditioned by unless a guard objects."""
         return "multigrid" if self._weights is None else self._weights.name
 
+    @property
+    def fields(self) -> None:
+        """Solutions are numpy arrays only."""
+        return None
+
     def use(self, weights: Weights | None) -> None:
         """Weights for the next `setup`."""
         self._weights = weights

@@ -40,7 +40,7 @@ class DeviceEngine:
 
     @property
     def fields(self) -> Any:
-        """The latest solutions (k, *shape) where they were computed, a tensor; overwritten by the next solve."""
+        """The latest solutions (k, *shape) where they were computed, a tensor; the next solve makes another."""
         return self._solver.fields
 
     def use(self, weights: Weights | None) -> None:

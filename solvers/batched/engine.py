@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -46,6 +46,11 @@ class Engine(Protocol):
     @property
     def preconditioner(self) -> str:
         """What a sample is preconditioned by unless a guard objects."""
+        ...
+
+    @property
+    def fields(self) -> Any:
+        """The latest solutions on the device that computed them, a tensor (k, *shape); None: there is none."""
         ...
 
     def use(self, weights: Weights | None) -> None:

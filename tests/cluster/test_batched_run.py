@@ -17,7 +17,7 @@ from forebay.cluster.preconditioner import PreconditionerTrainer
 from forebay.cluster.specs import gpu_share, make_solver, trains_preconditioner
 from forebay.kernels.grid_network import GridNetwork
 from forebay.kernels.grid_weights import GridWeights
-from forebay.learners import online_preconditioner
+from forebay.learners import learner, online_preconditioner
 from forebay.pipeline.errors import RunError, StudyError
 from forebay.pipeline.journal import read_journal
 
@@ -68,6 +68,28 @@ def small_weights(monkeypatch):
     weights = GridNetwork(2, generator=generator).weights()
     monkeypatch.setattr(GridWeights, "shipped", lambda dimension: weights)
     return weights
+
+
+def test_the_learner_of_the_same_process_takes_fields_where_they_were_solved(tmp_path, monkeypatch):
+    taken = []
+    split = learner.frames_of
+
+    def frames_of(block, schema, device):
+        keys, arrays = split(block, schema, device)
+        taken.append((block.split, isinstance(arrays["u"], torch.Tensor)))
+        return keys, arrays
+
+    monkeypatch.setattr(learner, "frames_of", frames_of)
+    assert launch(study(tmp_path), ["solver.backend=torch"], "local", tmp_path / "run") == 0
+    assert {split for split, _ in taken} == {"train", "validation"}
+    assert all(on_device for _, on_device in taken)
+
+
+def test_a_device_that_is_not_there_is_said_before_a_run_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StudyError, match=r"learner.device = 'cuda' needs an NVIDIA GPU"):
+        launch(study(tmp_path), ["learner.device=cuda"], "local", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_certified_and_says_by_what(tmp_path, capsys):
