@@ -12,7 +12,9 @@ from rich.text import Text
 
 from forebay.cluster.specs import DATASETS
 from forebay.cluster.terminal import make_console
-from forebay.pipeline.errors import DatasetError, RunError
+from forebay.pipeline.dataset_layout import dataset_folders
+from forebay.pipeline.dataset_trust import printable
+from forebay.pipeline.errors import RunError
 
 if TYPE_CHECKING:
     from forebay.pipeline.records import Split
@@ -63,44 +65,54 @@ def print_dataset_info(path: Path) -> None:
         info = dataset_info(folder)
         table = Table(title=str(folder), show_header=False)
         for key, value in info.rows():
-            table.add_row(key, Text(value))  # plain: units in brackets are no markup
+            table.add_row(key, Text(printable(value)))  # plain: units in brackets are no markup
         console.print(table)
 
 
-def print_verification(path: Path, *, samples: int, rtol: float, seed: int) -> int:
-    """Verify one data set, or both of a run folder; 1 when anything is wrong."""
+def print_verification(path: Path, *, samples: int, rtol: float, seed: int, trust_study: bool = False) -> int:
+    """Verify one data set, or both of a run folder; 1 when anything is wrong.
+
+    Samples are solved again only if the study beside the data runs no code of its own, or with `trust_study`.
+    """
     from forebay.cluster.launch import reopen
     from forebay.cluster.specs import make_solver
+    from forebay.pipeline.dataset_reader import DatasetReader
     from forebay.pipeline.verify import verify
 
     status = 0
     for folder in dataset_folders(path):
         resolve: Callable[[int], Mapping[str, np.ndarray]] | None = None
-        if samples and (folder.parent / "study.json").exists():
+        unsolved = _reason_not_to_solve(folder.parent, trust_study)
+        if samples and not unsolved:
             solver = make_solver(reopen(folder.parent.resolve()).spec)
             split: Split = next(s for s, name in DATASETS.items() if name == folder.name)
 
+            seeds = DatasetReader(folder).column("seed").tolist()
+
             def again(
-                sample_id: int, solver: BlockSolver | SolidBlockSolver = solver, split: Split = split
+                sample_id: int,
+                solver: BlockSolver | SolidBlockSolver = solver,
+                split: Split = split,
+                seeds: Sequence[int] = seeds,
             ) -> Mapping[str, np.ndarray]:
-                return solver.resolve(split, sample_id)[0]
+                return solver.resolve(split, sample_id, seeds[sample_id])[0]
 
             resolve = again
 
         report = verify(folder, resolve, samples=samples, rtol=rtol, seed=seed)
         for line in report.lines():
-            print(line)
+            print(printable(line))
         if resolve is None and samples:
-            print(f"{folder}: no study.json beside it, so no sample was solved again; the files were checked")
+            print(f"{folder}: {printable(unsolved)}, so no sample was solved again; the files were checked")
         status = max(status, 0 if report.ok else 1)
     return status
 
 
-def dataset_folders(path: Path) -> list[Path]:
-    """The data sets that a path names."""
-    if (path / "zarr.json").exists():
-        return [path]
-    found = [path / name for name in DATASETS.values() if (path / name / "zarr.json").exists()]
-    if not found:
-        raise DatasetError(f"{path} is neither a data set nor a run folder: no zarr.json found; name a dataset.zarr")
-    return found
+def _reason_not_to_solve(run: Path, trust_study: bool) -> str:
+    from forebay.pipeline.study_trust import foreign_code, stored_study
+
+    if not (run / "study.json").exists():
+        return "no study.json beside it"
+    if not trust_study and (found := foreign_code(stored_study(run))):
+        return f"its study has {found[0]} (with --trust-study it is, if you know where it comes from)"
+    return ""

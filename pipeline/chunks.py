@@ -53,13 +53,18 @@ def write_chunk(path: Path, array: np.ndarray, *, rows: int | None = None) -> No
     write_atomically(path, [part.data for part in parts])
 
 
-def read_chunk(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def read_chunk(path: Path, dtype: np.dtype, shape: tuple[int, ...], *, within: Path | None = None) -> np.ndarray:
     """Map one chunk file into memory, read-only; nothing is read before it is touched.
 
+    `within` is the folder that no link may lead out of.
+
     Raises:
-        DatasetError: the file is missing, or its size is not the one that `dtype` and `shape` ask for.
+        DatasetError: the file is missing, its size is not the one that `dtype` and `shape` ask for, or it is a link to
+            somewhere else.
     """
     expected = chunk_bytes(dtype, shape)
+    if within is not None:
+        check_inside(within, path)
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -72,6 +77,20 @@ def read_chunk(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarra
             f"restore it from a copy; a stored block is not solved again"
         )
     return np.asarray(np.memmap(path, dtype.newbyteorder("<"), "r", shape=shape))
+
+
+def check_inside(folder: Path, file: Path) -> None:
+    """Refuse a file that a link takes out of the folder; the folder itself may be reached through links.
+
+    Raises:
+        DatasetError: says where the file really is.
+    """
+    real, root = os.path.realpath(file), os.path.realpath(folder)
+    if os.path.commonpath((real, root)) != root:
+        raise DatasetError(
+            f"{file} is a link to {real}, outside of the data set; put a copy of the file in its place if you know it, "
+            f"and do not use this data set otherwise"
+        )
 
 
 def chunk_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:

@@ -30,12 +30,14 @@ from forebay.pipeline.dataset_layout import (
     FIELD_DTYPE,
     OURS,
     ROWS,
+    SELECTION,
     UNSOLVED,
     Layout,
     array_chunk_file,
     arrays_of,
     check_layout,
     columns_of,
+    is_raw,
     method_flags,
     methods_of,
     read_document,
@@ -149,6 +151,7 @@ class DatasetCoordinator:
         try:
             document = read_document(path)
             layout = Layout.from_json(path, document["attributes"][OURS], arrays_of(document))
+            _check_continuable(path, document)
             _check_same(path, layout, Layout(schema or layout.schema, plan or layout.plan))
             for file in leftovers(path):
                 _logger.info("removing %s, which a killed writer left behind", file)
@@ -335,6 +338,15 @@ def _lock(path: Path) -> int:
             f"cannot lock {path}: {error.strerror}; put the run on a file system that supports flock"
         ) from error
     return descriptor
+
+
+def _check_continuable(path: Path, document: Mapping[str, Any]) -> None:
+    packed = [name for name, array in arrays_of(document).items() if not is_raw(array)]
+    if packed or SELECTION in document["attributes"]:
+        raise DatasetError(
+            f"{path} is an exported copy ({', '.join(packed) or document['attributes'][SELECTION]}), which nothing can "
+            f"be added to; continue the run that it was exported from"
+        )
 
 
 def _check_same(path: Path, stored: Layout, wanted: Layout) -> None:

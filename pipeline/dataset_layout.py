@@ -13,8 +13,6 @@ Imports numpy alone: a writer or a reader of raw chunks never needs a storage li
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +21,19 @@ from typing import Any
 import numpy as np
 
 from forebay.pipeline.chunks import read_chunk
+from forebay.pipeline.dataset_trust import check_arrays, is_name, read_json
 from forebay.pipeline.errors import DatasetError
-from forebay.pipeline.records import ChunkPlan, Coordinate, Field, Outcome, Parameter, Schema
+from forebay.pipeline.records import ChunkPlan, Coordinate, Field, Outcome, Parameter, Schema, Split
+
+DATASETS: Mapping[Split, str] = {"train": "dataset.zarr", "validation": "validation.zarr"}
+"""Where a run folder has the data set of each split."""
 
 FORMAT = 2
 """Number of this layout; a reader refuses a larger one.  2 added the columns of reduced models."""
 OURS = "forebay"
 """Attribute of the group that holds what `Layout` needs."""
+SELECTION = "selection"
+"""Attribute of a group that was exported with some of the samples only: says which.  Rows are no sample ids there."""
 CARD = "README.md"
 """Name of the data-set card inside the group; the group's attribute `card` points to it."""
 ROWS = 4096
@@ -130,28 +134,62 @@ class Layout:
 
     @classmethod
     def from_json(cls, group: Path, tree: Mapping[str, Any], documents: Mapping[str, Any]) -> Layout:
-        """The reverse of `to_json`; `documents` is the consolidated metadata, from which the coordinates are read."""
+        """The reverse of `to_json`; `documents` is the consolidated metadata, from which the coordinates are read.
+
+        Raises:
+            DatasetError: values that `to_json` never writes.
+        """
+        try:
+            return cls._parsed(group, tree, documents)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"the attribute {OURS!r} of {group} is not what Forebay writes ({type(error).__name__}: {error}); "
+                f"restore zarr.json from a copy"
+            ) from error
+
+    @classmethod
+    def _parsed(cls, group: Path, tree: Mapping[str, Any], documents: Mapping[str, Any]) -> Layout:
         schema = tree["schema"]
         coordinates = tuple(
             Coordinate(c["name"], tuple(c["dims"]), read_whole(group, c["name"], documents[c["name"]]), c["units"])
             for c in schema["coordinates"]
         )
-        return cls(
+        layout = cls(
             Schema(
                 parameters=tuple(Parameter(**p) for p in schema["parameters"]),
                 inputs=tuple(_field(f) for f in schema["inputs"]),
                 outputs=tuple(_field(f) for f in schema["outputs"]),
                 coordinates=coordinates,
-                times=tuple(schema["times"]),
-                boundary_conditions=schema["boundary_conditions"],
+                times=tuple(float(t) for t in schema["times"]),
+                boundary_conditions=str(schema["boundary_conditions"]),
             ),
-            ChunkPlan(tree["split"], tree["samples"], tree["chunk_samples"]),
+            ChunkPlan(tree["split"], int(tree["samples"]), int(tree["chunk_samples"])),
         )
+        check_layout(layout)
+        _check_stored(group, layout, documents, _columns_since(tree["format"]))
+        return layout
+
+
+def dataset_folders(path: Path) -> list[Path]:
+    """The data sets that a path names: one itself, or those of a run folder.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    if (path / "zarr.json").exists():
+        return [path]
+    found = [path / name for name in DATASETS.values() if (path / name / "zarr.json").exists()]
+    if not found:
+        raise DatasetError(f"{path} is neither a data set nor a run folder: no zarr.json found; name a dataset.zarr")
+    return found
 
 
 def columns_of(document: Mapping[str, Any]) -> tuple[Column, ...]:
     """The columns that a data set has, by its metadata document: an older format has fewer."""
-    stored = document["attributes"][OURS]["format"]
+    return _columns_since(document["attributes"][OURS]["format"])
+
+
+def _columns_since(stored: int) -> tuple[Column, ...]:
     return tuple(column for column in COLUMNS if column.since <= stored)
 
 
@@ -185,16 +223,18 @@ def read_document(path: Path) -> dict[str, Any]:
         DatasetError: no data set there, not one of ours, or of a newer format.
     """
     try:
-        document = json.loads((path / "zarr.json").read_bytes())
+        document = read_json(path / "zarr.json")
     except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(f"no data set at {path}: it has no zarr.json; give the path of a `*.zarr` folder") from None
-    except ValueError as error:
-        raise DatasetError(f"{path / 'zarr.json'} is not JSON ({error}); restore it from a copy") from error
-    ours = document.get("attributes", {}).get(OURS)
-    if ours is None or "consolidated_metadata" not in document:
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    ours = attributes.get(OURS) if isinstance(attributes, dict) else None
+    stored = ours.get("format") if isinstance(ours, dict) else None
+    consolidated = document.get("consolidated_metadata") if isinstance(document, dict) else None
+    if not isinstance(stored, int) or not isinstance(consolidated, dict):
         raise DatasetError(f"{path} is a Zarr group without Forebay's attributes; open it with xarray instead")
-    if ours["format"] > FORMAT:
-        raise DatasetError(f"{path} has format {ours['format']}, this Forebay reads up to {FORMAT}; upgrade Forebay")
+    if stored > FORMAT:
+        raise DatasetError(f"{path} has format {stored}, this Forebay reads up to {FORMAT}; upgrade Forebay")
+    check_arrays(path, consolidated.get("metadata"))
     return document
 
 
@@ -224,9 +264,8 @@ def is_raw(array: Mapping[str, Any]) -> bool:
 def read_whole(group: Path, name: str, array: Mapping[str, Any]) -> np.ndarray:
     """An array that lies in one raw chunk, as a copy in memory."""
     shape = tuple(array["shape"])
-    return read_chunk(
-        array_chunk_file(group, name, tuple(0 for _ in shape)), np.dtype(array["data_type"]), shape
-    ).copy()
+    file = array_chunk_file(group, name, tuple(0 for _ in shape))
+    return read_chunk(file, np.dtype(array["data_type"]), shape, within=group).copy()
 
 
 def check_layout(layout: Layout) -> None:
@@ -270,11 +309,35 @@ def _check_axes(name: str, dims: tuple[str, ...], shape: tuple[int, ...], length
 
 
 def _check_name(kind: str, name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+    if not is_name(name):
         raise DatasetError(f"{kind} name {name!r} must be letters, digits and underscores, starting with a letter")
     if name in RESERVED:
         raise DatasetError(f"{kind} name {name!r} is reserved for the data set itself; choose another")
 
 
 def _field(tree: Mapping[str, Any]) -> Field:
-    return Field(tree["name"], tuple(tree["dims"]), tuple(tree["shape"]), tree["units"], tree["description"])
+    shape = tuple(int(length) for length in tree["shape"])
+    return Field(tree["name"], tuple(tree["dims"]), shape, str(tree["units"]), str(tree["description"]))
+
+
+def _check_stored(group: Path, layout: Layout, documents: Mapping[str, Any], columns: tuple[Column, ...]) -> None:
+    """Every array of the schema must be there with its shape and type; lengths along `sample` grow together."""
+    length = documents["sample_id"]["shape"][0]
+    if not 0 <= length <= layout.plan.samples:
+        raise DatasetError(f"{group} shows {length} samples of {layout.plan.samples} planned; restore it from a copy")
+    expected: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        name: (layout.schema.sample_shape(name), FIELD_DTYPE) for name in layout.fields
+    }
+    expected |= {column.name: ((), column.dtype) for column in columns}
+    expected["sample_id"] = ((), np.dtype(np.int64))
+    if layout.schema.parameters:
+        expected["parameters"] = ((len(layout.schema.parameters),), np.dtype(np.float64))
+    for name, (tail, dtype) in expected.items():
+        found = documents[name]
+        # A raw array may differ in length without harm, which `verify` then tells along with everything else.
+        same = tuple(found["shape"][1:]) == tail and (is_raw(found) or found["shape"][0] == length)
+        if not same or np.dtype(found["data_type"]) != dtype:
+            raise DatasetError(
+                f"array {name!r} of {group} is {found['data_type']} of shape {found['shape']}, its schema asks for "
+                f"{dtype} of shape {(length, *tail)}; restore zarr.json from a copy"
+            )

@@ -7,7 +7,7 @@ that somebody repacked (compressed, sharded) goes through the zarr library.  Bot
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,9 @@ from forebay.pipeline.dataset_layout import (
     is_raw,
     methods_of,
     read_document,
+    read_whole,
 )
+from forebay.pipeline.dataset_trust import check_array, check_links, check_memory, read_json
 from forebay.pipeline.errors import DatasetError
 from forebay.pipeline.records import Block, ChunkPlan, Outcome, Schema, SolveRecord
 
@@ -53,14 +55,17 @@ class DatasetReader:
         loader = DataLoader(reader, batch_size=64, shuffle=True, collate_fn=torch.utils.data.default_convert)
 
     gives dicts of tensors: every field, "parameters" (b, p) and, for problems in time, "time" (b, 1) in seconds.
-    A reader shows what was published when it was made; `refresh` catches up.  It can be pickled and forked.
+    A reader shows what was published when it was made; `refresh` catches up.  It can be pickled and forked.  `maps` is
+    how many chunk files it keeps mapped; their pages count as memory of the process although the system may drop them.
 
     Raises:
-        DatasetError: no data set at `path`, not one of Forebay's, or of a newer format.
+        DatasetError: no data set at `path`, not one of Forebay's, of a newer format, or one that must not be trusted
+            (see `dataset_trust`).
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, maps: int | None = None) -> None:
         self.path = Path(path)
+        self._most_maps = MAPS if maps is None else maps
         self.refresh()
 
     def refresh(self) -> int:
@@ -72,15 +77,16 @@ class DatasetReader:
         self.arrays: Mapping[str, Any] = arrays_of(document)
         self.samples = int(self.arrays["sample_id"]["shape"][0])
         self.columns = columns_of(document)
-        self._maps: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._check_memory()
+        self._maps = _Maps(self._most_maps)
         self._sources: dict[str, RowSource] = {}
         for name in ("valid", "frames", "_times"):
             self.__dict__.pop(name, None)
         return self.samples
 
-    def __reduce__(self) -> tuple[type[DatasetReader], tuple[Path]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # A copy may show more than its original; frames are only ever appended, so positions mean the same in both.
-        return type(self), (self.path,)
+        return _open, (type(self), self.path, self._most_maps)
 
     @property
     def schema(self) -> Schema:
@@ -128,15 +134,36 @@ class DatasetReader:
         self._source(name).gather(ids, result)
         return result
 
+    def constant(self, name: str) -> np.ndarray:
+        """A whole array that is the same for all samples: a coordinate, or "time"; in memory.
+
+        Raises:
+            DatasetError: no such array, or its chunk file is missing or torn.
+        """
+        array = self.arrays.get(name)
+        if array is None or array["dimension_names"][0] == "sample":
+            known = sorted(n for n, a in self.arrays.items() if a["dimension_names"][0] != "sample")
+            raise DatasetError(f"{self.path} has no coordinate {name!r}; it has {', '.join(known) or 'none'}")
+        return read_whole(self.path, name, array)
+
     def read_frames(
-        self, keys: Sequence[int] | np.ndarray, out: Mapping[str, np.ndarray] | None = None
+        self,
+        keys: Sequence[int] | np.ndarray,
+        out: Mapping[str, np.ndarray] | None = None,
+        *,
+        fields: Collection[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Fields, parameters and time of frames, float32, first axis over `keys`; fields into `out` if given."""
+        """Fields, parameters and time of frames, float32, first axis over `keys`; fields into `out` if given.
+
+        `fields` names those that are wanted; all by default.
+        """
         out = out or {}
         rows, steps = np.divmod(np.asarray(keys, dtype=np.int64), self.schema.steps)
         self._check_rows(rows)
         result = {}
         for name, item in self.layout.fields.items():
+            if fields is not None and name not in fields:
+                continue
             array = self._out(name, (len(rows), *item.shape), out.get(name))
             self._source(name).gather(rows, array, steps if self.layout.is_timed(name) else None)
             result[name] = array
@@ -198,6 +225,13 @@ class DatasetReader:
             wrong = lowest if lowest < 0 else highest
             raise IndexError(f"sample {wrong} of {self.path}, which shows samples 0 to {self.samples - 1}")
 
+    def _check_memory(self) -> None:
+        schema, columns = self.schema, [self.arrays[name] for name in ("sample_id", *(c.name for c in self.columns))]
+        row = sum(np.dtype(array["data_type"]).itemsize for array in columns) + 8 * len(schema.parameters)
+        check_memory(self.path, f"the records of {self.samples} samples", self.samples * row)
+        check_memory(self.path, "the keys of all frames", 8 * self.samples * schema.steps)
+        check_memory(self.path, "one sample", schema.sample_nbytes)
+
     def _out(self, name: str, shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
         dtype = np.dtype(self.arrays[name]["data_type"])
         if out is None:
@@ -222,7 +256,8 @@ class DatasetReader:
         files = [array_chunk_file(self.path, name, (k, *(0 for _ in shape))) for k in range(first, last + 1)]
         if not all(file.exists() for file in files):
             raise DatasetError(f"sample {rows[-1]} of {self.path} is not committed; resume the run, which solves it")
-        return np.concatenate([read_chunk(file, dtype, (ROWS, *shape)) for file in files])[rows - first * ROWS]
+        chunks = [read_chunk(file, dtype, (ROWS, *shape), within=self.path) for file in files]
+        return np.concatenate(chunks)[rows - first * ROWS]
 
 
 def _record(sample_id: int, row: Mapping[str, Any], methods: Sequence[str]) -> SolveRecord:
@@ -243,12 +278,34 @@ def _known(value: float | None) -> float | None:
     return None if value is None or np.isnan(value) else float(value)
 
 
+def _open(kind: type[DatasetReader], path: Path, maps: int) -> DatasetReader:
+    return kind(path, maps=maps)
+
+
+class _Maps:
+    """Chunk files that are mapped, at most so many of all arrays together; the oldest gives way."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def chunk(self, name: str, number: int, mapped: Callable[[], np.ndarray]) -> np.ndarray:
+        """A chunk of an array, from `mapped()` unless it is held."""
+        found = self._held.get((name, number))
+        if found is None:
+            found = self._held[name, number] = mapped()
+            if len(self._held) > self._most:
+                self._held.popitem(last=False)
+        return found
+
+
 class _RawRows:
     """Rows of an array that lies in raw chunk files."""
 
-    def __init__(
-        self, group: Path, name: str, array: Mapping[str, Any], maps: OrderedDict[tuple[str, int], np.ndarray]
-    ) -> None:
+    def __init__(self, group: Path, name: str, array: Mapping[str, Any], maps: _Maps) -> None:
         self._group, self._name, self._maps = group, name, maps
         self._shape = tuple(array["chunk_grid"]["configuration"]["chunk_shape"])
         self._dtype = np.dtype(array["data_type"])
@@ -274,14 +331,10 @@ class _RawRows:
             out[place] = chunk[at]
 
     def _chunk(self, chunk: int) -> np.ndarray:
-        key = (self._name, chunk)
-        found = self._maps.get(key)
-        if found is None:
-            file = array_chunk_file(self._group, self._name, (chunk, *self._tail))
-            found = self._maps[key] = read_chunk(file, self._dtype, self._shape)
-            if len(self._maps) > MAPS:
-                self._maps.popitem(last=False)
-        return found
+        file = array_chunk_file(self._group, self._name, (chunk, *self._tail))
+        return self._maps.chunk(
+            self._name, chunk, lambda: read_chunk(file, self._dtype, self._shape, within=self._group)
+        )
 
 
 class _ZarrRows:
@@ -291,7 +344,10 @@ class _ZarrRows:
         # Only repacked data sets come here; a DataLoader's workers start faster without the library.
         import zarr
 
-        self._array = zarr.open_array(str(group / name), mode="r")
+        # The library goes by the array's own document, which may say something else than the group's.
+        check_array(group, name, read_json(group / name / "zarr.json"))
+        check_links(group, group / name)
+        self._array = zarr.open_array(str(group / name), mode="r", zarr_format=3)
 
     def gather(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None = None) -> None:
         if steps is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from forebay.pipeline.chunks import chunk_bytes, leftovers, read_chunk
-from forebay.pipeline.dataset_info import REDUCED, DatasetInfo, dataset_info
-from forebay.pipeline.dataset_layout import FIELD_DTYPE, array_chunk_file, is_raw, read_document
+from forebay.pipeline.dataset_info import ESTIMATED, DatasetInfo, dataset_info
+from forebay.pipeline.dataset_layout import FIELD_DTYPE, SELECTION, array_chunk_file, is_raw, read_document
 from forebay.pipeline.dataset_reader import DatasetReader
+from forebay.pipeline.dataset_trust import check_array, read_json
 from forebay.pipeline.errors import DatasetError
 from forebay.pipeline.records import Outcome
 
@@ -156,8 +156,9 @@ def _check_metadata(reader: DatasetReader) -> Iterator[Finding]:
     for name, array in reader.arrays.items():
         file = reader.path / name / "zarr.json"
         try:
-            own = json.loads(file.read_bytes())
-        except (OSError, ValueError) as error:
+            own = read_json(file)
+            check_array(reader.path, name, own)
+        except (OSError, DatasetError) as error:
             yield Finding(Flaw.METADATA, name, f"array {name!r} has no readable metadata of its own ({error})")
             continue
         fixed = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value", "dimension_names")
@@ -205,7 +206,7 @@ def _check_records(reader: DatasetReader, columns: Mapping[str, np.ndarray]) -> 
     known = np.isin(outcome, [int(o) for o in Outcome])
     _, first, count = np.unique(seeds, return_index=True, return_counts=True)
     wrong = {
-        "sample_id": (columns["sample_id"] != np.arange(reader.samples), "have an id that is not their row"),
+        "sample_id": _wrong_ids(reader, columns["sample_id"]),
         "outcome": (~known, "have no outcome although they are published"),
         "valid": (known & (valid != (outcome == Outcome.CONVERGED)), "are marked valid against their outcome"),
         "method": (columns["method"] >= len(reader.methods), "have a method code without meaning"),
@@ -230,6 +231,12 @@ def _check_records(reader: DatasetReader, columns: Mapping[str, np.ndarray]) -> 
         yield Finding(Flaw.RESIDUAL, "residual", sentence)
 
 
+def _wrong_ids(reader: DatasetReader, ids: np.ndarray) -> tuple[np.ndarray, str]:
+    if SELECTION in reader.attributes:
+        return np.diff(ids, prepend=-1) <= 0, "have an id that is not above the one before"
+    return ids != np.arange(reader.samples), "have an id that is not their row"
+
+
 def _check_fields(reader: DatasetReader, valid: np.ndarray | None) -> tuple[int, list[Finding]]:
     findings: list[Finding] = []
     opened = 0
@@ -252,7 +259,7 @@ def _chunk_values(reader: DatasetReader, name: str, chunk: int, findings: list[F
     file = reader.layout.chunk_file(reader.path, name, chunk)
     shape = reader.layout.chunk_shape(name)
     try:
-        return read_chunk(file, FIELD_DTYPE, shape)[: rows.stop - rows.start]
+        return read_chunk(file, FIELD_DTYPE, shape, within=reader.path)[: rows.stop - rows.start]
     except DatasetError as error:
         flaw = Flaw.WRONG_SIZE if file.exists() else Flaw.MISSING_CHUNK
         findings.append(Finding(flaw, str(file.relative_to(reader.path)), str(error)))
@@ -297,9 +304,10 @@ def _bounds(
     """Of each chosen sample."""
     exact = _Bound(rtol)
     tolerance = _reduced_tolerance(reader.attributes)
-    if tolerance is None or REDUCED not in reader.methods or "method" not in columns:
+    codes = [code for code, name in enumerate(reader.methods) if name in ESTIMATED]
+    if tolerance is None or not codes or "method" not in columns:
         return dict.fromkeys(chosen, exact)
-    reduced = columns["method"] == reader.methods.index(REDUCED)
+    reduced = np.isin(columns["method"], codes)
     believed = _Bound(_SLACK * tolerance, {name: _floor(reader, name, chosen) for name in reader.layout.fields})
     return {sample: believed if reduced[sample] else exact for sample in chosen}
 
