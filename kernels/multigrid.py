@@ -140,7 +140,8 @@ def restrict(level: Level, fine: Tensor) -> Tensor:
 def _cycle(levels: tuple[Level, ...], residual: Tensor) -> Tensor:
     level = levels[0]
     if level.inverse is not None:
-        # No batched matrix product: where DOLFINx has run before in the process, torch 2.15's crashes on the CPU.
+        # No batched matrix product: where `dolfinx.fem.petsc` was loaded before torch, that of the CPU crashes, since
+        # the linker takes it from PETSc's OpenBLAS (`solvers.petsc.fem_petsc` prevents it, a user's import does not).
         return (level.inverse * residual.flatten(1)[:, None]).sum(2).reshape(residual.shape)
     assert level.smoother is not None
     z = level.smoother * residual

@@ -122,10 +122,11 @@ class SellPcg:
         self._tickets = torch.zeros(1, dtype=torch.uint32, device=self._device)
         self._partial = torch.zeros(self._blocks(size) * columns, dtype=torch.float64, device=self._device)
 
-    def begin(self, rhs: Tensor, target: Tensor, *, most_iterations: int) -> None:
+    def begin(self, rhs: Tensor, target: Tensor, *, most_iterations: int | Tensor) -> None:
         """Set x = 0, r = `rhs`, (rows, columns) float64; stop a column at ‖r‖² ≤ target, float64 (columns,).
 
-        Columns of zeros are done at once.  The preconditioner works in float32: scale columns to norm 1.
+        `most_iterations` is a number, or one for each column.  Columns of zeros are done at once.  The preconditioner
+        works in float32: scale columns to norm 1.
         """
         self._x.zero_()
         self._p.zero_()

@@ -7,6 +7,7 @@ loaded before the first call: MPI_Init in a process that never solves would cost
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import sys
@@ -16,6 +17,7 @@ from forebay.pipeline.errors import ForebayError
 
 # PETSc's own handlers would end the process at SIGTERM, before a run has saved its state.
 _ARGUMENTS = ["forebay", "-no_signal_handler"]
+_CALLED_BY_NUMBA = ("MatSetValuesLocal", "MatSetValuesBlockedLocal")
 
 
 @functools.cache
@@ -38,6 +40,31 @@ def petsc() -> Any:
         ) from error
     refuse_other_scalars(module.ScalarType.__name__)
     return module
+
+
+@functools.cache
+def fem_petsc() -> Any:
+    """`dolfinx.fem.petsc`, imported so that torch still works in this process.
+
+    So that numba's callbacks can call two functions of PETSc, that module loads PETSc where the dynamic linker looks
+    first, and with it an OpenBLAS.  A torch that is loaded later then takes `cblas_sgemm_batch` from there in place of
+    its own, and crashes in it at the first batched matrix product.  Here the two functions are told to numba by name,
+    and PETSc stays where it is.
+    """
+    petsc()
+    binding: Any = importlib.import_module("llvmlite.binding")
+    load = binding.load_library_permanently
+    binding.load_library_permanently = _tell_numba
+    try:
+        return importlib.import_module("dolfinx.fem.petsc")
+    finally:
+        binding.load_library_permanently = load
+
+
+def _tell_numba(path: str) -> None:
+    library, binding = ctypes.CDLL(path), importlib.import_module("llvmlite.binding")
+    for name in _CALLED_BY_NUMBA:
+        binding.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
 
 
 def refuse_other_scalars(scalar: str) -> None:

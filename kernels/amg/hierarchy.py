@@ -17,7 +17,7 @@ _SINGULAR = 1e-10
 
 
 @dataclass(slots=True, eq=False)
-class _Level:
+class LevelNumbers:
     """Numbers of one level: in float64 for the Galerkin product, in the cycle's precision for the cycle."""
 
     plan: LevelPlan
@@ -45,6 +45,11 @@ class Hierarchy:
         self._coarsest, self._inverse = np.zeros((size, size)), np.zeros((size, size), dtype=dtype)
         self._panels: dict[tuple[int, ...], list[_Panel]] = {}
         self._scale = 1.0
+
+    @property
+    def levels(self) -> tuple[LevelNumbers, ...]:
+        """Numbers of all levels but the coarsest, finest first, after `set_up`."""
+        return tuple(self._levels)
 
     @property
     def inverse(self) -> np.ndarray:
@@ -127,9 +132,9 @@ def _panel(size: int, columns: tuple[int, ...], dtype: np.dtype) -> _Panel:
     return _Panel(residual, z, result, np.zeros(columns or 1, dtype=dtype))
 
 
-def _level(plan: LevelPlan, dtype: np.dtype) -> _Level:
+def _level(plan: LevelPlan, dtype: np.dtype) -> LevelNumbers:
     blocks, k = len(plan.prolong_indices), plan.candidates
-    return _Level(
+    return LevelNumbers(
         plan=plan,
         coarse=np.empty(len(plan.coarse_indices)),
         smoother_exact=np.empty(plan.unknowns),

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from forebay.kernels.amg.krylov import advance, dot, multiply_dot, redirect, residual, scaled
 from forebay.kernels.records import Outcome
 
+if TYPE_CHECKING:
+    from forebay.kernels.amg.hierarchy import Hierarchy
+
+Matrix = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""indptr, indices (unsigned) and float64 values, CSR."""
 Cycle = Callable[[np.ndarray], np.ndarray]
 """r (n,) or (n, c) to B r; linear, symmetric positive definite, and the same up to a factor at every call."""
 MOST_RESTARTS = 8
@@ -44,7 +50,7 @@ class Workspace:
 
 
 @dataclass(slots=True, eq=False)
-class _Columns:
+class Columns:
     """What is known of each column."""
 
     scale: np.ndarray
@@ -57,9 +63,39 @@ class _Columns:
     stalled: np.ndarray
 
 
+class Iteration(Protocol):
+    """Where the conjugate gradients between two certificates run."""
+
+    backend: str
+    """For the records."""
+
+    def set_up(self, matrix: Matrix, hierarchy: Hierarchy) -> None:
+        """Take another matrix, which the hierarchy has been set up for; both change in place, before the next call."""
+
+    def run(self, work: Workspace, columns: Columns, active: np.ndarray, rtol: float, max_iterations: int) -> None:
+        """Correct `work.x` from `work.r` = b - A x in the active columns until their recurrences claim rtol ‖b‖.
+
+        `work.squares` has ‖r‖².  Adds to `columns.iterations`, at most to `max_iterations`, and marks what is broken.
+        """
+
+
+class HostIteration:
+    """On the processor, see `Iteration`."""
+
+    backend = "cpu"
+
+    def set_up(self, matrix: Matrix, hierarchy: Hierarchy) -> None:
+        """See `Iteration`."""
+        self._matrix, self._cycle = matrix, hierarchy.cycle
+
+    def run(self, work: Workspace, columns: Columns, active: np.ndarray, rtol: float, max_iterations: int) -> None:
+        """See `Iteration`."""
+        _iterate(self._matrix, self._cycle, work, columns, active, rtol, max_iterations)
+
+
 def solve(
-    matrix: tuple[np.ndarray, np.ndarray, np.ndarray],
-    cycle: Cycle,
+    matrix: Matrix,
+    iteration: Iteration,
     rhs: np.ndarray,
     work: Workspace,
     *,
@@ -69,8 +105,8 @@ def solve(
     """Solve A x = b from the guess in `work.x`, which the solution replaces.
 
     Args:
-        matrix: indptr, indices (unsigned) and float64 values of A, CSR.
-        cycle: the preconditioner.
+        matrix: A.
+        iteration: set up for it.
         rhs: b, (n,) or (n, c) C-contiguous float64, finite.
         work: of this shape.
         rtol: of the true residual in float64, recomputed when the recurrence claims to be done.
@@ -78,7 +114,7 @@ def solve(
     """
     norms = np.linalg.norm(np.atleast_2d(rhs.T), axis=1)
     count = len(norms)
-    columns = _Columns(
+    columns = Columns(
         np.where(norms > 0, norms, 1.0),
         np.zeros(count, dtype=np.int64),
         np.zeros(count, dtype=np.int64),
@@ -92,16 +128,16 @@ def solve(
         if restart == MOST_RESTARTS or not open_columns.any():
             break
         columns.refinements += open_columns
-        _iterate(matrix, cycle, work, columns, open_columns, rtol, max_iterations)
+        iteration.run(work, columns, open_columns, rtol, max_iterations)
     outcomes = [_outcome(columns, c, rtol, max_iterations) for c in range(count)]
     return Result(outcomes, columns.iterations, columns.refinements, columns.residuals)
 
 
 def _certify(
-    matrix: tuple[np.ndarray, np.ndarray, np.ndarray],
+    matrix: Matrix,
     rhs: np.ndarray,
     work: Workspace,
-    columns: _Columns,
+    columns: Columns,
     rtol: float,
     restart: int,
 ) -> np.ndarray:
@@ -115,10 +151,10 @@ def _certify(
 
 
 def _iterate(
-    matrix: tuple[np.ndarray, np.ndarray, np.ndarray],
+    matrix: Matrix,
     cycle: Cycle,
     work: Workspace,
-    columns: _Columns,
+    columns: Columns,
     active: np.ndarray,
     rtol: float,
     max_iterations: int,
@@ -152,7 +188,7 @@ def _quotient(above: np.ndarray, below: np.ndarray, where: np.ndarray) -> np.nda
     return np.divide(above, below, out=np.zeros(len(above)), where=where)
 
 
-def _outcome(columns: _Columns, c: int, rtol: float, max_iterations: int) -> Outcome:
+def _outcome(columns: Columns, c: int, rtol: float, max_iterations: int) -> Outcome:
     if columns.residuals[c] <= rtol:
         return Outcome.CONVERGED
     if not math.isfinite(columns.residuals[c]):

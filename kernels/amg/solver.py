@@ -18,7 +18,6 @@ from forebay.kernels.records import Outcome, SystemRecord
 
 PROBE_COST = 2 * PROBE_STEPS + 8
 """Of a probe, in iterations: the steps of both cycles, and the set-up of the one not in use, which takes 4 to 8."""
-_BACKEND = "cpu"
 _BAD_INPUT = "the right-hand side or the guess holds NaN or inf: look upstream"
 
 
@@ -49,6 +48,7 @@ class AmgSolver:
             one, see `Probation`); False trusts them.
         threshold: of strong couplings; 0.08 for diffusion, 0 with the candidates of elasticity.
         sweeps: ν of a V(ν,ν) cycle; 2 takes 0.7 times the iterations of 1 at 1.7 times the time of a cycle.
+        iteration: what `solve` iterates on: the processor, or an `on_device.DeviceIteration`.
 
     Raises:
         ValueError: arrays that make no such matrix; the message says which and why.
@@ -67,9 +67,11 @@ class AmgSolver:
         guard: Probation | bool = True,
         threshold: float = THRESHOLD,
         sweeps: int = 1,
+        iteration: pcg.Iteration | None = None,
     ) -> None:
         if sweeps < 1:
             raise ValueError(f"sweeps = {sweeps}; a V(1,1) cycle has 1, at least one is needed")
+        self._iteration = iteration or pcg.HostIteration()
         self.symbolic = make_symbolic(
             indptr, indices, reference, candidates=candidates, block_size=block_size, threshold=threshold
         )
@@ -129,6 +131,7 @@ class AmgSolver:
         trusted = not self.guard or (self.guard.decision.learned and not self.watch.withdrawn)
         self._active = self._chosen if trusted else self._classical
         self._active.set_up(self._matrix[2])
+        self._iteration.set_up(self._matrix, self._active)
 
     def cycle(self, r: np.ndarray, z: np.ndarray) -> None:
         """Write z = B r for float64 vectors (n,) or panels (n, c); B is symmetric positive definite to rounding."""
@@ -166,7 +169,7 @@ class AmgSolver:
         work = self._workspace(rhs.shape)
         work.x[:] = 0.0 if guess is None else np.where(finite, guess, 0.0)
         wanted = np.where(finite, rhs, 0.0)
-        result = pcg.solve(self._matrix, self._active.cycle, wanted, work, rtol=rtol, max_iterations=max_iterations)
+        result = pcg.solve(self._matrix, self._iteration, wanted, work, rtol=rtol, max_iterations=max_iterations)
         if self.guard:
             self.guard.advanced(float(result.iterations.max()))
             if guess is None:
@@ -222,13 +225,13 @@ class AmgSolver:
             int(result.refinements[column]),
             float(result.residuals[column]),
             self.preconditioner,
-            _BACKEND,
+            self._iteration.backend,
             outcome.advice,
         )
 
     def _refused(self, message: str) -> SystemRecord:
         outcome = Outcome.NONFINITE_INPUT if "NaN" in message else Outcome.DIVERGED
-        return SystemRecord(outcome, 0, 0, float("nan"), self.preconditioner, _BACKEND, message)
+        return SystemRecord(outcome, 0, 0, float("nan"), self.preconditioner, self._iteration.backend, message)
 
     def _workspace(self, shape: tuple[int, ...]) -> pcg.Workspace:
         if shape not in self._workspaces:

@@ -11,6 +11,7 @@ import numpy as np
 from forebay.solvers.fem.elasticity import rigid_motions
 from forebay.solvers.fem.solid_space import SolidSpace
 from forebay.solvers.fem.solid_types import AXES, COMPONENTS, Support, UnitLoad
+from forebay.solvers.petsc import fem_petsc
 
 _FREE, _ZERO = -2, -1
 _RESTRAINED = 1e-8
@@ -162,9 +163,8 @@ def lumped_mass(space: SolidSpace) -> np.ndarray:
     ones = fem.Constant(space.domain, np.ones(COMPONENTS))
     if space.order == 1:
         return assemble(space, ufl.inner(ones, ufl.TestFunction(space.space)) * ufl.dx)
-    fem_petsc = importlib.import_module("dolfinx.fem.petsc")
     mass = ufl.inner(ufl.TrialFunction(space.space), ufl.TestFunction(space.space)) * ufl.dx
-    matrix = fem_petsc.assemble_matrix(fem.form(mass))
+    matrix = fem_petsc().assemble_matrix(fem.form(mass))
     matrix.assemble()
     diagonal = np.array(matrix.getDiagonal().array)
     matrix.destroy()

@@ -12,7 +12,7 @@ from forebay.solvers.fem.elasticity import attach_near_null_space
 from forebay.solvers.fem.solid_loads import Constraints, motions_about
 from forebay.solvers.fem.solid_space import SolidSpace, mandel
 from forebay.solvers.fem.solid_types import COMPONENTS
-from forebay.solvers.petsc import petsc
+from forebay.solvers.petsc import fem_petsc, petsc
 
 Linear = Literal["mumps", "gamg"]
 LINEAR_RTOL = 1e-6
@@ -53,7 +53,7 @@ class Tangent:
             raise ValueError(f"linear = {linear!r}; the solvers are {', '.join(_OPTIONS)}")
         PETSc = petsc()
         ufl, fem = importlib.import_module("ufl"), importlib.import_module("dolfinx.fem")
-        self._petsc, self._assembly = PETSc, importlib.import_module("dolfinx.fem.petsc")
+        self._petsc, self._assembly = PETSc, fem_petsc()
         self._space, self._constraints = space, constraints
         trial, test = ufl.TrialFunction(space.space), ufl.TestFunction(space.space)
         stress = ufl.dot(space.tangent_function, mandel(trial))
