@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -43,9 +44,13 @@ class ArraySolver:
         self._preconditioner = "multigrid" if weights is None else GridNetwork.from_weights(weights)
 
     def setup(self, faces: tuple[np.ndarray, ...], reaction: np.ndarray) -> None:
-        """Take one stencil for all right-hand sides, or one for each; (k, *shape) float64, faces as in `Stencil`."""
+        """Take one stencil for all right-hand sides, or one for each; (k, *shape) float64, faces as in `Stencil`.
+
+        Several are taken to be solved once each, one again and again, which matters for learned weights.
+        """
         stencil = Stencil(tuple(self._tensor(face) for face in faces), self._tensor(reaction))
-        self._prepared = prepare(stencil, preconditioner=self._preconditioner, backend=self._backend)
+        solves = 1 if stencil.batch > 1 else math.inf
+        self._prepared = prepare(stencil, preconditioner=self._preconditioner, backend=self._backend, solves=solves)
 
     def solve(
         self, rhs: np.ndarray, x: np.ndarray, *, rtol: float, guess: np.ndarray | None, max_iterations: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -65,15 +66,26 @@ def choose(backend: str, device: torch.device) -> str:
     return backend
 
 
-def opened(name: str, stencil: Stencil, preconditioner: Preconditioner, threads: int, *, reuse: bool) -> Solver:
-    """Set finite systems up by that backend; without `reuse` it may put that off, and share memory between systems."""
+def opened(
+    name: str,
+    stencil: Stencil,
+    preconditioner: Preconditioner,
+    threads: int,
+    *,
+    reuse: bool,
+    solves: float = math.inf,
+) -> Solver:
+    """Set finite systems up by that backend; without `reuse` it may put that off, and share memory between systems.
+
+    `solves` as in `pcg.prepare`.
+    """
     home = import_module(f"forebay.kernels.{name}_backend")
     match name:
         case "cpu":
             return home.open_cpu(stencil, preconditioner, threads, reuse=reuse)
         case "cuda":
-            return home.CudaSolver.prepare(stencil, preconditioner)
-    return home.TorchSolver.prepare(stencil, preconditioner)
+            return home.CudaSolver.prepare(stencil, preconditioner, solves=solves)
+    return home.TorchSolver.prepare(stencil, preconditioner, solves=solves)
 
 
 def _has_cuda_core() -> bool:

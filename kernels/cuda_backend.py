@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,6 +18,7 @@ from forebay.kernels.launch import Launchers, launchers_of, limits_of
 from forebay.kernels.on_chip import OnChip
 from forebay.kernels.on_chip_plan import Limits, Plan, plan_of
 from forebay.kernels.refinement import Progress, typical_diagonal
+from forebay.kernels.set_up_costs import costs_of
 from forebay.kernels.stencil import Stencil
 
 
@@ -60,14 +63,22 @@ class CudaSolver:
     device: Device
 
     @classmethod
-    def prepare(cls, stencil: Stencil, preconditioner: Preconditioner, device: Device | None = None) -> CudaSolver:
+    def prepare(
+        cls,
+        stencil: Stencil,
+        preconditioner: Preconditioner,
+        device: Device | None = None,
+        *,
+        solves: float = math.inf,
+    ) -> CudaSolver:
         """Scale, set the preconditioner up and round to float32.
 
-        `device`: None for the one where the stencil is.
+        `device`: None for the one where the stencil is; `solves` as in `pcg.prepare`.
         """
         stencil = stencil.to(dtype=torch.float64)
         scales = 1 / typical_diagonal(stencil)
-        chosen = cycle_of(stencil.scaled(scales), preconditioner)
+        costs = None if device else partial(costs_of, "cuda", stencil.device)
+        chosen = cycle_of(stencil.scaled(scales), preconditioner, costs=costs, solves=solves)
         return cls(stencil, chosen, scales, device or Device.of(stencil.device))
 
     def select(self, which: Tensor) -> CudaSolver:

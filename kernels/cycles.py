@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +14,7 @@ from forebay.kernels.backends import Preconditioner
 from forebay.kernels.grid_network import GridNetwork
 from forebay.kernels.grid_probe import guarded_hierarchy
 from forebay.kernels.grid_weights import GridWeights
+from forebay.kernels.guard import Costs
 from forebay.kernels.hierarchy import Hierarchy
 from forebay.kernels.multigrid import build_hierarchy, v_cycle
 from forebay.kernels.stencil import Stencil
@@ -88,8 +91,17 @@ class Chosen:
     """Why the guard replaced learned weights; "" where it did not."""
 
 
-def cycle_of(stencil: Stencil, preconditioner: Preconditioner) -> Chosen:
-    """Set the preconditioner of a float64 stencil up in float32; learned weights only if a probe prefers them."""
+def cycle_of(
+    stencil: Stencil,
+    preconditioner: Preconditioner,
+    *,
+    costs: Callable[[int], Costs] | None = None,
+    solves: float = math.inf,
+) -> Chosen:
+    """Set the preconditioner of a float64 stencil up in float32; learned weights only if a probe prefers them.
+
+    `costs` of set-ups by dimension, asked for where weights are learned; `solves` as in `guarded_hierarchy`.
+    """
     match preconditioner:
         case "none":
             return Chosen(Identity(), "none")
@@ -98,12 +110,11 @@ def cycle_of(stencil: Stencil, preconditioner: Preconditioner) -> Chosen:
         case "multigrid":
             return Chosen(Multigrid(build_hierarchy(stencil)), "multigrid")
         case GridWeights():
-            return _learned(stencil, GridNetwork.from_weights(preconditioner))
-    return _learned(stencil, preconditioner)
-
-
-def _learned(stencil: Stencil, network: GridNetwork) -> Chosen:
-    hierarchy, decision = guarded_hierarchy(stencil, network)
+            preconditioner = GridNetwork.from_weights(preconditioner)
+    if costs is None or math.isinf(solves):
+        hierarchy, decision = guarded_hierarchy(stencil, preconditioner)
+    else:
+        hierarchy, decision = guarded_hierarchy(stencil, preconditioner, costs=costs(stencil.dimension), solves=solves)
     if decision.learned:
         return Chosen(Multigrid(hierarchy), "learned")
     return Chosen(Multigrid(hierarchy), "multigrid(guard)", decision.reason)

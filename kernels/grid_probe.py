@@ -7,18 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from forebay.kernels.guard import PROBE_STEPS, ROUNDING, Decision, contraction, decide
+from forebay.kernels.guard import PROBE_STEPS, ROUNDING, Costs, Decision, contraction, decide
 from forebay.kernels.hierarchy import Hierarchy
 from forebay.kernels.multigrid import CLASSICAL, GridRule, apply_level, build_hierarchy, v_cycle
 from forebay.kernels.stencil import Stencil
 
 _EVERY = 16
 _SEED = 2026
+_FREE = Costs(0.0, 0.0)
 
 
 @torch.no_grad()
 def guarded_hierarchy(
-    stencil: Stencil, rule: GridRule, *, cost_ratio: float = 1.0, every: int = _EVERY
+    stencil: Stencil, rule: GridRule, *, costs: Costs = _FREE, solves: float = 1, every: int = _EVERY
 ) -> tuple[Hierarchy, Decision]:
     """The hierarchy that a probe preferred, for all systems of the batch, and the verdict.
 
@@ -29,7 +30,8 @@ def guarded_hierarchy(
     Args:
         stencil: finite or not; a batch of one is probed as well.
         rule: a `GridNetwork`.
-        cost_ratio: see `decide`.
+        costs: of both set-ups, see `set_up_costs`; free by default.
+        solves: right-hand sides that each system is going to have, inf for no end of them.
         every: 1 probes every system.
 
     Raises:
@@ -41,7 +43,8 @@ def guarded_hierarchy(
     if len(usable) == 0:
         return build_hierarchy(stencil), Decision(False, math.inf, "no finite system to probe the learned cycle on")
     sample = stencil.select(usable[::every])
-    decision = decide(_mean_contraction(sample, rule), _mean_contraction(sample, CLASSICAL), cost_ratio=cost_ratio)
+    learned, classical = _mean_contraction(sample, rule), _mean_contraction(sample, CLASSICAL)
+    decision = decide(learned, classical, cost_ratio=costs.ratio(classical, solves=solves))
     return build_hierarchy(stencil, rule if decision.learned else CLASSICAL), decision
 
 

@@ -21,6 +21,8 @@ ROUNDING = 1e-16
 """Of the first energy: below, a probe measures rounding, and the system counts as solved."""
 _SMALLEST = 1e-16
 """Of a contraction in a logarithm."""
+_REDUCTION = 1e-8
+"""Of the residual in a typical solve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,26 @@ class Decision:
     """Expected time of the learned cycle over the classical one's for the same reduction; inf if it is unusable."""
     reason: str
     """One sentence for the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of setting either cycle up, in iterations of a solve: on one device, for one kind of systems."""
+
+    classical: float
+    learned: float
+
+    def ratio(self, classical: float, *, solves: float = 1) -> float:
+        """Time with the learned set-up over that with the classical one at equal iterations, as `decide` takes it.
+
+        Args:
+            classical: contraction of the classical cycle, which says how many iterations a solve takes.
+            solves: right-hand sides that one set-up serves; inf: it costs nothing.
+        """
+        if math.isinf(solves) or not 0 < classical < 1:
+            return 1.0
+        iterations = solves * max(1.0, math.log(_REDUCTION) / math.log(classical))
+        return (self.learned + iterations) / (self.classical + iterations)
 
 
 def contraction(energies: Sequence[float]) -> float:

@@ -59,14 +59,14 @@ def solve(
     """
     stencil = coefficients if isinstance(coefficients, Stencil) else diffusion(coefficients)
     if stencil.batch == 1:
-        prepared = prepare(stencil, preconditioner=preconditioner, backend=backend, threads=threads)
+        prepared = prepare(stencil, preconditioner=preconditioner, backend=backend, threads=threads, solves=len(rhs))
         return prepared.solve(rhs, rtol=rtol, guess=guess, max_iterations=max_iterations)
     check_settings(stencil, preconditioner, threads)
     check_fields(stencil, rhs, guess, rtol, max_iterations)
     name = choose(backend, stencil.device)
 
     def work(part: slice) -> Solved:
-        some = Prepared(stencil.select(part), preconditioner, name, threads, reuse=False)
+        some = Prepared(stencil.select(part), preconditioner, name, threads, reuse=False, solves=1)
         return some._solve_at_once(slice(None), rhs[part], _part(guess, part), rtol, max_iterations)
 
     return _joined(list(in_parts(work, len(rhs), unit=_size(stencil))))
@@ -74,9 +74,17 @@ def solve(
 
 @torch.no_grad()
 def prepare(
-    stencil: Stencil, *, preconditioner: Preconditioner = "multigrid", backend: Backend = "auto", threads: int = 1
+    stencil: Stencil,
+    *,
+    preconditioner: Preconditioner = "multigrid",
+    backend: Backend = "auto",
+    threads: int = 1,
+    solves: float = math.inf,
 ) -> Prepared:
     """Set systems up that are solved again and again, for example one matrix for all steps in time.
+
+    `solves` says how often each of them is: learned weights, whose set-up is longer, are only used where that pays.
+    The others are as in `solve`.
 
     Raises:
         ValueError: as `solve`.
@@ -85,14 +93,23 @@ def prepare(
     check_settings(stencil, preconditioner, threads)
     name = choose(backend, stencil.device)
     unit = f"{_size(stencil)} times {stencil.batch} (`solve` keeps no set-up and splits the batch)"
-    return next(in_parts(lambda _: Prepared(stencil, preconditioner, name, threads, reuse=True), 1, unit=unit))
+    return next(
+        in_parts(lambda _: Prepared(stencil, preconditioner, name, threads, reuse=True, solves=solves), 1, unit=unit)
+    )
 
 
 class Prepared:
     """Systems that were set up once; made by `prepare`."""
 
     def __init__(
-        self, stencil: Stencil, preconditioner: Preconditioner, backend: str, threads: int, *, reuse: bool
+        self,
+        stencil: Stencil,
+        preconditioner: Preconditioner,
+        backend: str,
+        threads: int,
+        *,
+        reuse: bool,
+        solves: float,
     ) -> None:
         self.stencil = stencil
         self.backend = backend
@@ -104,7 +121,7 @@ class Prepared:
         self._solver: Solver | None = None
         if bool(healthy.any()):
             sound = stencil if bool(healthy.all()) else stencil.select(healthy)
-            self._solver = opened(backend, sound, preconditioner, threads, reuse=reuse)
+            self._solver = opened(backend, sound, preconditioner, threads, reuse=reuse, solves=solves)
 
     @torch.no_grad()
     def solve(

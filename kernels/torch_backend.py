@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from forebay.kernels.backends import Ending, Preconditioner
 from forebay.kernels.cycles import cycle_of
 from forebay.kernels.inner_cg import InnerSystems, inner_cg, norm, nullspace_of, project, scale
 from forebay.kernels.refinement import RUNNING, Progress, typical_diagonal
+from forebay.kernels.set_up_costs import costs_of
 from forebay.kernels.stencil import Stencil, apply
 
 INNER_RTOL = 1e-2
@@ -31,12 +34,13 @@ class TorchSolver:
     note: str
 
     @classmethod
-    def prepare(cls, stencil: Stencil, preconditioner: Preconditioner) -> TorchSolver:
-        """Scale, set the preconditioner up and round to float32."""
+    def prepare(cls, stencil: Stencil, preconditioner: Preconditioner, *, solves: float = math.inf) -> TorchSolver:
+        """Scale, set the preconditioner up and round to float32; `solves` as in `pcg.prepare`."""
         stencil = stencil.to(dtype=torch.float64)
         scales = 1 / typical_diagonal(stencil)
         scaled = stencil.scaled(scales)
-        chosen = cycle_of(scaled, preconditioner)
+        costs = partial(costs_of, "torch", stencil.device)
+        chosen = cycle_of(scaled, preconditioner, costs=costs, solves=solves)
         inner = InnerSystems(scaled.to(dtype=torch.float32), chosen.cycle, nullspace_of(stencil))
         return cls(stencil, inner, scales, chosen.label, chosen.note)
 

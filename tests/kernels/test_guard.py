@@ -7,7 +7,7 @@ from grid_levels import iterations, rough, rough_stencil
 from forebay.kernels import grid_probe
 from forebay.kernels.grid_network import GridNetwork
 from forebay.kernels.grid_probe import guarded_hierarchy, probe
-from forebay.kernels.guard import PROBE_STEPS, Decision, Probation, contraction, decide
+from forebay.kernels.guard import PROBE_STEPS, Costs, Decision, Probation, contraction, decide
 from forebay.kernels.multigrid import CLASSICAL, ClassicalRule, build_hierarchy
 from forebay.kernels.stencil import diffusion
 
@@ -94,7 +94,28 @@ def test_weights_gone_wrong_fall_back():
 def test_equal_cycles_are_kept_unless_they_cost_more():
     stencil = rough_stencil((30, 30))
     assert guarded_hierarchy(stencil, CLASSICAL)[1].learned
-    assert not guarded_hierarchy(stencil, CLASSICAL, cost_ratio=1.05)[1].learned
+    costs = Costs(3.0, 4.0)
+    assert not guarded_hierarchy(stencil, CLASSICAL, costs=costs)[1].learned
+    assert guarded_hierarchy(stencil, CLASSICAL, costs=costs, solves=math.inf)[1].learned
+
+
+def test_a_longer_set_up_counts_less_the_more_solves_it_serves():
+    costs = Costs(5.0, 25.0)
+    # A contraction of 0.1 takes eight iterations to 1e-8.
+    assert costs.ratio(0.1) == pytest.approx(33 / 13)
+    assert costs.ratio(0.1, solves=10) == pytest.approx(105 / 85)
+    assert costs.ratio(0.1, solves=math.inf) == 1
+    for useless in (0.0, 1.0, math.nan):
+        assert costs.ratio(useless) == 1
+
+
+def test_a_lead_of_few_iterations_does_not_pay_for_the_set_up_of_one_solve():
+    stencil = rough_stencil((40, 40), batch=3, contrast=1e6)
+    rule, costs = ClassicalRule(1.7), Costs(4.0, 20.0)
+    assert guarded_hierarchy(stencil, rule, costs=costs, solves=math.inf)[1].learned
+    decision = guarded_hierarchy(stencil, rule, costs=costs)[1]
+    assert not decision.learned
+    assert decision.ratio > 1.2
 
 
 def test_only_finite_systems_are_probed():
