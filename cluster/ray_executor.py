@@ -17,14 +17,15 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
-from forebay.cluster.actors.learner import GROUPS, LearnerActor
+from forebay.cluster.actors.learner import GROUPS, LearnerActor, Shard
 from forebay.cluster.actors.preconditioner import PreconditionerActor
 from forebay.cluster.actors.solver import SolverActor
 from forebay.cluster.actors.writer import WriterActor
 from forebay.cluster.marks import read_mark
-from forebay.cluster.ray_session import spilled_bytes
+from forebay.cluster.routing import Router
 from forebay.cluster.specs import RunSpec, gpu_share, trains_preconditioner
-from forebay.pipeline.errors import RunError
+from forebay.cluster.spilling import SpillWatch
+from forebay.pipeline.errors import ForebayError, RunError
 from forebay.pipeline.messages import (
     BlockIngested,
     BlockKey,
@@ -88,11 +89,13 @@ class _Pending:
     command: Command
     actor: str
     generation: int
+    rank: int = 0
+    """Of several learners; the first answers for all."""
 
 
 @dataclass(slots=True)
 class RayExecutor:
-    """Solver actors, one writer, one learner."""
+    """Solver actors, one writer, one learner or a team of them."""
 
     spec: RunSpec
     clock: Callable[[], float]
@@ -102,7 +105,12 @@ class RayExecutor:
     _solvers: dict[str, Any] = field(default_factory=dict, init=False)
     _generation: dict[str, int] = field(default_factory=dict, init=False)
     _writer: Any = field(default=None, init=False)
-    _learner: Any = field(default=None, init=False)
+    _learners: list[Any] = field(default_factory=list, init=False)
+    _router: Router = field(default_factory=lambda: Router((), []), init=False)
+    _homes: dict[str, str] = field(default_factory=dict, init=False)
+    """Nodes of the solvers."""
+    _made_by: dict[BlockKey, str] = field(default_factory=dict, init=False)
+    """Solvers of blocks that are to be fed."""
     _waiting: dict[Any, _Pending] = field(default_factory=dict, init=False)
     _blocks: dict[BlockKey, Any] = field(default_factory=dict, init=False)
     """References of blocks that are being solved or stored, or were stored in the event before."""
@@ -114,6 +122,7 @@ class RayExecutor:
     """Of the solvers' preconditioner, where the study wants one."""
     _lesson: Any = field(default=None, init=False)
     """What it is at; blocks that come meanwhile are not learned from."""
+    _spilling: SpillWatch = field(default_factory=SpillWatch, init=False)
     _gpus: float = field(default=0.0, init=False)
     """Of each solver."""
 
@@ -126,19 +135,21 @@ class RayExecutor:
             RunError: a stage could not be built, and the text is the stage's own; or the study wants a GPU in vain.
         """
         self._gpus = gpu_share(self.spec, ray.cluster_resources().get("GPU", 0.0))
+        self._spilling.start()
         self._start_writer()
-        learner = self._start_learner(resume=self.resume)
+        learners = self._start_learners(resume=self.resume)
         waiting = {self._start_solver(name): name for name in solvers}
-        needed = [learner]
+        needed = list(learners)
         if trains_preconditioner(self.spec):
             one_core = {"env_vars": {**LEARNER_ENVIRONMENT, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
             trainer = ray.remote(num_cpus=0, max_restarts=0, runtime_env=one_core)(PreconditionerActor)
             self._trainer = trainer.remote(self.spec)
             needed.append(self._trainer.ready.remote())
         try:
-            ray.get(needed)
+            _get_all(needed)
+            self._settle_in(ray.get(learners[0])[1])
             ready = self._first_ready(list(waiting))
-            ray.get(ready)
+            self._homes |= {waiting[reference]: ray.get(reference) for reference in ready}
         except RayError as error:
             self.close()
             raise RunError(f"a stage could not be started: {_reason(error)}") from None
@@ -168,28 +179,31 @@ class RayExecutor:
                 self._await(self._writer.store.remote(self._blocks[key]), command, WRITER)
                 self._teach(self._blocks[key])
             case Feed(key=key):
-                self._await(self._learner.ingest.remote(self._blocks[key]), command, LEARNER)
+                self._await(self._learner_for(key).ingest.remote(self._blocks[key]), command, LEARNER)
             case LoadAndFeed(key=key):
-                self._await(self._learner.ingest_stored.remote(key), command, LEARNER)
+                self._await(self._learner_for(key).ingest_stored.remote(key), command, LEARNER)
             case StartTraining():
-                self._await(self._learner.train.remote(), command, LEARNER)
+                for rank, learner in enumerate(self._learners):
+                    self._await(learner.train.remote(), command, LEARNER, rank)
             case EndProduction():
-                self._await(self._learner.end_production.remote(), command, LEARNER)
+                for rank, learner in enumerate(self._learners):
+                    self._await(learner.end_production.remote(), command, LEARNER, rank)
             case Checkpoint():
-                self._await(self._learner.checkpoint.remote(), command, LEARNER)
+                self._await(self._learners[0].checkpoint.remote(), command, LEARNER)
             case RestartSolver(solver=name):
                 self._await(self._start_solver(name), command, name)
             case RestartWriter():
                 self._start_writer()
             case RestartLearner():
-                self._await(self._start_learner(resume=True), command, LEARNER)
+                for rank, opened in enumerate(self._start_learners(resume=True)):
+                    self._await(opened, command, LEARNER, rank)
             case Finish():
                 self._waiting.clear()
 
     @property
     def spilled_bytes(self) -> int:
-        """Bytes that this node's object store has moved to disk since it was started; Ray does so silently."""
-        return spilled_bytes()
+        """Bytes that the object stores have moved to disk since they were started."""
+        return self._spilling.bytes
 
     def post(self, event: Event) -> None:
         """Let a signal handler put an event in front."""
@@ -222,15 +236,16 @@ class RayExecutor:
         if self._closed:
             return
         self._closed = True
-        if self._learner is not None:
-            try:
-                ray.get(self._learner.interrupt.remote(), timeout=10)
-            except RayError as error:  # the learner is the thing that died, or is still being built
-                log.info("the learner did not answer at the end: %s", _reason(error))
+        self._spilling.stop()
+        try:
+            ray.get([learner.interrupt.remote() for learner in self._learners], timeout=10)
+        except (RayError, AttributeError) as error:  # the learner is the thing that died, or is still being built
+            log.info("the learner did not answer at the end: %s", error)
         self._waiting.clear()
         self._blocks.clear()
         self._solvers.clear()
-        self._learner = self._writer = self._trainer = self._lesson = None
+        self._learners = []
+        self._writer = self._trainer = self._lesson = None
 
     def _teach(self, block: Any) -> None:
         """Let the trainer of the preconditioner see a block, unless it is still at another one."""
@@ -266,19 +281,35 @@ class RayExecutor:
         self._generation[WRITER] = self._generation.get(WRITER, 0) + 1
         self._writer = ray.remote(num_cpus=0, max_restarts=0)(WriterActor).remote(self.spec)
 
-    def _start_learner(self, *, resume: bool) -> Any:
-        """Begin to start it; a reference to what it says once its model is built."""
+    def _start_learners(self, *, resume: bool) -> list[Any]:
+        """Begin to start the learner, or all of a team; references to what each says once its model is built."""
         self._generation[LEARNER] = self._generation.get(LEARNER, 0) + 1
         threads = str(self.spec.plan.learner_threads_after)
         environment = {**LEARNER_ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        ranks = self.spec.study.learner.ranks
         learner = ray.remote(
-            num_cpus=0, max_restarts=0, concurrency_groups=GROUPS, runtime_env={"env_vars": environment}
+            num_cpus=0,
+            max_restarts=0,
+            concurrency_groups=GROUPS,
+            runtime_env={"env_vars": environment},
+            **({"scheduling_strategy": "SPREAD"} if ranks > 1 else {}),
         )(LearnerActor)
-        self._learner = learner.remote(self.spec, self.clock_zero, resume)
-        return self._learner.ready.remote()
+        self._learners = [learner.remote(self.spec, self.clock_zero, resume, rank) for rank in range(ranks)]
+        address = self._learners[0].meeting_point.remote() if ranks > 1 else None
+        return [learner.open.remote(address) for learner in self._learners]
 
-    def _await(self, reference: Any, command: Command, actor: str) -> None:
-        self._waiting[reference] = _Pending(command, actor, self._generation[actor])
+    def _settle_in(self, shards: list[Shard]) -> None:
+        self._router = Router([node for _, node in shards], [len(chunks) for chunks, _ in shards])
+
+    def _learner_for(self, key: BlockKey) -> Any:
+        """The first learner validates; training blocks are shared out."""
+        solver = self._made_by.pop(key, "")
+        if key[0] == "validation" or len(self._learners) == 1:
+            return self._learners[0]
+        return self._learners[self._router.choose(self._homes.get(solver))]
+
+    def _await(self, reference: Any, command: Command, actor: str, rank: int = 0) -> None:
+        self._waiting[reference] = _Pending(command, actor, self._generation[actor], rank)
 
     def _event_of(self, reference: Any, pending: _Pending) -> Event:
         try:
@@ -286,13 +317,18 @@ class RayExecutor:
         except RayTaskError as error:
             if isinstance(error.cause, ObjectLostError):
                 return self._on_block_lost(pending, _reason(error))
+            if len(self._learners) > 1 and pending.actor == LEARNER and not isinstance(error.cause, ForebayError):
+                return self._on_actor_lost(pending, _reason(error))  # its connection to another one broke
             return StageFailed(stage_of(pending.command), _reason(error))  # the stage raised
         except RayActorError as error:
             return self._on_actor_lost(pending, _reason(error))
         except RayError as error:  # what was made or handed over was lost with its node
             return self._on_block_lost(pending, _reason(error))
+        if pending.rank:
+            return Tick(self.clock())
         match pending.command:
             case Solve(key=key):
+                self._made_by[key] = pending.actor
                 return BlockSolved(key, pending.actor, *value)
             case Store(key=key):
                 self._handed_over.append(key)
@@ -305,9 +341,12 @@ class RayExecutor:
             case Checkpoint():
                 return CheckpointSaved(*value)
             case RestartSolver(solver=name):
+                self._homes[name] = value
                 return SolverReady(name)
             case RestartLearner():
-                return LearnerReady(*value)
+                batches, shards = value
+                self._settle_in(shards)
+                return LearnerReady(batches, frozenset().union(*(chunks for chunks, _ in shards)))
         return Tick(self.clock())
 
     def _on_actor_lost(self, pending: _Pending, reason: str) -> Event:
@@ -320,6 +359,9 @@ class RayExecutor:
             case "writer":
                 return WriterLost(reason)
             case "learner":
+                if len(self._learners) > 1:  # the others wait for it, and would do so for long
+                    for learner in self._learners:
+                        ray.kill(learner)
                 return LearnerLost(reason)
         at = read_mark(self.spec.folder, pending.actor) if isinstance(pending.command, Solve) else None
         return SolverLost(pending.actor, reason, at)
@@ -331,6 +373,13 @@ class RayExecutor:
             case Store(key=key) | Feed(key=key):
                 return BlockLost(key, reason)
         return self._on_actor_lost(pending, reason)
+
+
+def _get_all(references: list[Any]) -> None:
+    """Wait for all, and raise as soon as one has failed: the others may wait for it."""
+    while references:
+        done, references = ray.wait(references, num_returns=1)
+        ray.get(done)
 
 
 def _reason(error: RayError) -> str:

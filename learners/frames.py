@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.records import Block, Schema
 
 Spec = tuple[tuple[int, ...], torch.dtype]
@@ -45,6 +47,25 @@ def frames_of(block: Block, schema: Schema, device: torch.device | None = None) 
     if schema.times:
         arrays["time"] = np.tile(np.asarray(schema.times, np.float32), len(rows))[:, None]
     return keys, arrays
+
+
+def frames_by_key(
+    load: Callable[[BlockKey], Block], schema: Schema, samples_per_chunk: int
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function from keys of training frames to their arrays, (n, *shape) each, which reads chunk by chunk."""
+    size = samples_per_chunk * schema.steps
+
+    def fetch(keys: np.ndarray) -> dict[str, np.ndarray]:
+        rows: dict[str, np.ndarray] = {}
+        for chunk in np.unique(keys // size):
+            have, arrays = frames_of(load(("train", int(chunk))), schema)
+            want = np.flatnonzero(keys // size == chunk)
+            source = np.searchsorted(have, keys[want])
+            for name, array in arrays.items():
+                rows.setdefault(name, np.empty((len(keys), *array.shape[1:]), array.dtype))[want] = array[source]
+        return rows
+
+    return fetch
 
 
 def tensor_of(array: Any) -> torch.Tensor:

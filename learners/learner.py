@@ -8,6 +8,7 @@ the training thread, so no lock is held during a step.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,15 +23,17 @@ import torch
 
 from forebay.learners.device import learner_device
 from forebay.learners.evaluate import Evaluation, evaluate, examples
-from forebay.learners.frames import frames_of, ring_specs, tensor_of
+from forebay.learners.frames import frames_by_key, frames_of, ring_specs
 from forebay.learners.metrics import MetricsLog
+from forebay.learners.normalise import merge_moments
 from forebay.learners.ring import Ring
 from forebay.learners.step import TrainOptions, TrainState, make_state, train_step
 from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
+from forebay.learners.team import Solo, Team, Word
 from forebay.learners.threads import ThreadChoice
+from forebay.learners.validation_set import ValidationSet
 from forebay.learners.weights import latest_checkpoint, load_checkpoint, save_checkpoint
 from forebay.pipeline.buffer import Policy, make_buffer
-from forebay.pipeline.errors import RunError
 from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.plan import Plan
 from forebay.pipeline.records import Block, Schema
@@ -39,6 +42,7 @@ from forebay.pipeline.study import LearnerTable
 
 log = logging.getLogger(__name__)
 
+SOLO = Solo()
 LOG_EVERY = 10
 """Batches that one line of metrics.jsonl averages over."""
 WAIT_S = 0.1
@@ -68,9 +72,11 @@ class StreamLearner:
     folder: Path
     validate_every: int
     keep_checkpoints: int
+    validation: ValidationSet
+    team: Team = SOLO
+    """Those that train together; this learner's ring holds its share of the frames."""
     last_accepted: int = field(default=0, init=False)
     """Frames that the latest block brought in."""
-    _validation: dict[int, tuple[np.ndarray, dict[str, torch.Tensor]]] = field(default_factory=dict, init=False)
     _chunks: set[int] = field(default_factory=set, init=False)
     """Training chunks whose frames are all accounted for by the buffer."""
     _normalised: set[int] = field(default_factory=set, init=False)
@@ -86,6 +92,10 @@ class StreamLearner:
     _changing_hands: threading.Lock = field(default_factory=threading.Lock, init=False)
     """Held while a thread begins or ends to train, and while another one saves in between."""
     _requests: SimpleQueue[Future[tuple[int, Path]]] = field(default_factory=SimpleQueue, init=False)
+    _over: bool = field(default=False, init=False)
+    """Has some member of the team no frames left?"""
+    _leaving: bool = field(default=False, init=False)
+    """Has the team been told to stop here?"""
 
     def __post_init__(self) -> None:
         self._threads = ThreadChoice(self.plan.learner_threads, self.plan.learner_threads_after)
@@ -105,6 +115,7 @@ class StreamLearner:
         keep_checkpoints: int,
         load: Callable[[BlockKey], Block],
         resume: bool,
+        team: Team = SOLO,
     ) -> StreamLearner:
         """A fresh learner, or with `resume` the one that the latest checkpoint describes.
 
@@ -121,18 +132,23 @@ class StreamLearner:
         )
         surrogate = Surrogate(config, seed=sample_seed(seed, "weights", 0) % 2**63).to(device)
         buffer = make_buffer(
-            policy, capacity=plan.capacity, threshold=plan.threshold, seed=sample_seed(seed, "buffer", 0)
+            policy,
+            capacity=plan.capacity // team.size,
+            threshold=plan.threshold // team.size,
+            seed=sample_seed(seed, "buffer", team.rank),
         )
         learner = cls(
             schema,
             options,
             plan,
             Ring(ring_specs(schema), buffer, device=device),
-            make_state(surrogate, TrainOptions.from_study(options, batches=plan.batches)),
-            MetricsLog(folder, clock_zero),
+            make_state(surrogate, TrainOptions.from_study(options, batches=plan.batches), forward=team.wrap(surrogate)),
+            MetricsLog(folder, clock_zero, team.rank),
             folder,
             validate_every,
             keep_checkpoints,
+            ValidationSet(schema, device, plan.chunks["validation"].samples),
+            team,
         )
         checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
         if checkpoint is not None:
@@ -153,7 +169,7 @@ class StreamLearner:
     @property
     def ended(self) -> bool:
         """Is the batch budget spent, or the data exhausted?"""
-        return self.batches >= self.plan.batches or self.ring.exhausted
+        return self.batches >= self.plan.batches or (self.ring.exhausted if self.team.size == 1 else self._over)
 
     @property
     def behind(self) -> bool:
@@ -163,9 +179,7 @@ class StreamLearner:
 
     def add_validation(self, block: Block) -> None:
         """Keep a block of the validation split; the same chunk twice is kept once."""
-        keys, arrays = frames_of(block, self.schema, self.ring.device)
-        kept = {name: tensor_of(a).to(self.ring.device, copy=True) for name, a in arrays.items()}
-        self._validation[block.chunk] = keys, kept
+        self.validation.add(block)
 
     def ingest(self, block: Block) -> int:
         """Accept a training block's valid frames, waiting for room; frames that are new."""
@@ -198,9 +212,13 @@ class StreamLearner:
         with self._changing_hands:
             self._training.set()
         try:
-            while not self.ended and not self._interrupted.is_set():
+            while not self.ended and not self._leaving:
+                if self.team.size > 1:
+                    self._train_together()
+                    continue
                 self._serve_requests()
                 self._train_one(timeout=WAIT_S)
+                self._leaving = self._interrupted.is_set()
             if self.ended:
                 self.finish()
         finally:
@@ -222,19 +240,27 @@ class StreamLearner:
         """Save weights, optimiser, normaliser, generator and buffer state between two batches; batch and folder."""
         with self._changing_hands:
             if not self._training.is_set():
+                if self.team.size > 1 and (path := latest_checkpoint(self.folder / "checkpoints")) is not None:
+                    return self.batches, path  # the team has saved when it ended, and says nothing more
                 self._normalise()
                 return self._save()
             request: Future[tuple[int, Path]] = Future()
             self._requests.put(request)
         return request.result()
 
-    def finish(self) -> Evaluation:
-        """Last evaluation, last checkpoint, the surrogate for users, and the examples for the report."""
+    def finish(self) -> Evaluation | None:
+        """Last evaluation, last checkpoint, the surrogate for users, and the examples for the report.
+
+        Of a team the first does it, and the others return None.
+        """
         self._flush()
         evaluation = self._validate()
-        self._save()
+        shards = self.team.gather(self._shard())
+        if evaluation is None or shards is None:
+            return None
+        self._save(shards)
         self.state.surrogate.save(self.folder / "surrogate")
-        keys, data = self._validation_data()
+        keys, data = self.validation.frames()
         shown = examples(self.state.surrogate, data, evaluation)
         steps = self.schema.steps
         extra: dict[str, Any] = shown | {"sample_ids": keys[shown["rows"]] // steps}
@@ -267,12 +293,54 @@ class StreamLearner:
                 self.metrics.normalised(chunk)
                 self.state.surrogate.normaliser.update(arrays)
 
+    def _train_together(self) -> None:
+        """One round of the team: agree, then save, normalise, train or leave, all alike."""
+        self._close_when_due()
+        start = time.perf_counter()
+        ready = self.ring.wait_data(self._share, timeout=WAIT_S)
+        news = not self._arrived.empty() and not self.state.surrogate.normaliser.frozen
+        mine = Word(ready, self.ring.exhausted, not self._requests.empty(), bool(news), self._interrupted.is_set())
+        word = self.team.agree(mine)
+        self._over, self._leaving = word.exhausted, word.leave
+        if word.news:
+            self._normalise_together()
+        if word.save:
+            shards = self.team.gather(self._shard())
+            if shards is not None:
+                self._serve_requests(shards)
+        if word.ready and not word.exhausted and not word.leave:
+            self._clock.wait_s += time.perf_counter() - start
+            self._train_one(timeout=0.0)
+        else:
+            self._clock.wait_s += time.perf_counter() - start
+
+    def _normalise_together(self) -> None:
+        """The normaliser of every member sees what has arrived at all of them, in the order of their ranks."""
+        normaliser = self.state.surrogate.normaliser
+        moments, frames = torch.zeros_like(normaliser.moments), 0
+        while not self._arrived.empty():
+            chunk, arrays = self._arrived.get_nowait()
+            if chunk not in self._normalised:
+                self._normalised.add(chunk)
+                self.metrics.normalised(chunk)
+                block, count = normaliser.moments_of(arrays)
+                moments, frames = merge_moments(moments, block), frames + count
+        for theirs, count in self.team.exchange(moments, frames):
+            if count:
+                normaliser.take(theirs, count)
+
+    @property
+    def _share(self) -> int:
+        """Frames of a batch that this learner draws."""
+        return self.options.batch_size // self.team.size
+
     def _train_one(self, timeout: float) -> bool:
         self._close_when_due()
         start = time.perf_counter()
-        batch = self.ring.draw(self.options.batch_size, timeout=timeout)
+        batch = self.ring.draw(self._share, timeout=timeout)
         drawn = time.perf_counter()
-        self._normalise()
+        if self.team.size == 1:
+            self._normalise()
         if batch is None:
             self._clock.wait_s += drawn - start
             return False
@@ -303,65 +371,73 @@ class StreamLearner:
         if self.ring.closed:
             return
         counts = self.ring.statistics(with_uses=False)
-        left = (self.plan.batches - self.batches) * self.options.batch_size
-        starved = not self.ring.can_draw(self.options.batch_size)
+        left = (self.plan.batches - self.batches) * self._share
+        starved = not self.ring.can_draw(self._share)
         if self.ring.policy != "reservoir" or left <= counts.unseen + counts.seen or starved:
             self.ring.close()
 
-    def _serve_requests(self) -> None:
+    def _serve_requests(self, shards: list[dict[str, Any]] | None = None) -> None:
         while True:
             try:
                 request = self._requests.get_nowait()
             except Empty:
                 return
             try:
-                self._normalise()
-                request.set_result(self._save())
+                if self.team.size == 1:
+                    self._normalise()
+                request.set_result(self._save(shards))
             except Exception as error:
                 request.set_exception(error)
 
     def _flush(self) -> None:
-        if not self._losses:
+        if not self._losses and self.team.size == 1:
+            return
+        loss = self.team.mean(sum(self._losses) / len(self._losses) if self._losses else math.nan)
+        self._losses.clear()
+        if self.team.rank or math.isnan(loss):
             return
         counts = self.ring.statistics(with_uses=False)
         self.metrics.train(
             batch=self.batches,
-            loss=sum(self._losses) / len(self._losses),
+            loss=loss,
             lr=self.state.lr,
-            frames=self._clock.frames,
+            frames=self._clock.frames * self.team.size,
             wait_s=self._clock.wait_s,
             draw_s=self._clock.draw_s,
             step_s=self._clock.step_s,
             unseen=counts.unseen,
             seen=counts.seen,
-            capacity=self.plan.capacity,
+            capacity=self.ring.capacity,
         )
-        self._losses.clear()
 
-    def _validation_data(self) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-        parts = [self._validation[chunk] for chunk in sorted(self._validation)]
-        if not sum(len(keys) for keys, _ in parts):
-            raise RunError(
-                f"none of the {self.plan.chunks['validation'].samples} validation samples is valid, so nothing can be "
-                f"judged; see the outcomes of the dropped samples"
-            )
-        keys = np.concatenate([k for k, _ in parts])
-        return keys, {name: torch.cat([arrays[name] for _, arrays in parts]) for name in parts[0][1]}
-
-    def _validate(self) -> Evaluation:
-        _, data = self._validation_data()
+    def _validate(self) -> Evaluation | None:
+        """Judge the surrogate; by the first of the team alone, whom the others wait for."""
+        if self.team.rank:
+            return None
+        _, data = self.validation.frames()
         evaluation = evaluate(self.state.surrogate, data)
         self.metrics.validation(self.batches, evaluation, self.ring.statistics().uses)
         return evaluation
 
-    def _save(self) -> tuple[int, Path]:
+    def _shard(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this learner alone."""
+        return {
+            "buffer": self.ring.to_dict(),
+            "ingested_chunks": sorted(self._chunks),
+            "normalised_chunks": sorted(self._normalised),
+        }
+
+    def _save(self, shards: list[dict[str, Any]] | None = None) -> tuple[int, Path]:
+        """Write a checkpoint; of a team with what the others' rings hold, else those are filled anew."""
+        mine = self._shard()
+        shards = shards or [mine]
         path = save_checkpoint(
             self.folder / "checkpoints",
             self.state,
             extra={
-                "buffer": self.ring.to_dict(),
-                "ingested_chunks": sorted(self._chunks),
-                "normalised_chunks": sorted(self._normalised),
+                **mine,
+                "ingested_chunks": sorted({chunk for shard in shards for chunk in shard["ingested_chunks"]}),
+                "shards": shards if self.team.size > 1 else [],
                 "clock": {name: getattr(self._clock, name) for name in self._clock.__slots__},
             },
             keep=self.keep_checkpoints,
@@ -369,22 +445,14 @@ class StreamLearner:
         return self.batches, path
 
     def _restore(self, checkpoint: Path, load: Callable[[BlockKey], Block]) -> None:
-        restored = load_checkpoint(checkpoint, device=self.ring.device, options=self.state.options)
+        restored = load_checkpoint(checkpoint, device=self.ring.device, options=self.state.options, wrap=self.team.wrap)
         self.state, extra = restored.state, restored.extra
-        self._chunks = set(extra["ingested_chunks"])
-        self._normalised = set(extra["normalised_chunks"])
         self._clock = _Clock(**extra["clock"])
-        size = self.plan.chunks["train"].size * self.schema.steps
-
-        def fetch(keys: np.ndarray) -> Mapping[str, np.ndarray]:
-            """Frames by key, read chunk by chunk."""
-            rows: dict[str, np.ndarray] = {}
-            for chunk in np.unique(keys // size):
-                have, arrays = frames_of(load(("train", int(chunk))), self.schema)
-                want = np.flatnonzero(keys // size == chunk)
-                source = np.searchsorted(have, keys[want])
-                for name, array in arrays.items():
-                    rows.setdefault(name, np.empty((len(keys), *array.shape[1:]), array.dtype))[want] = array[source]
-            return rows
-
-        self.ring.refill(extra["buffer"], fetch)
+        shards = extra.get("shards") or [extra]
+        if self.team.rank >= len(shards):
+            return  # it was saved before this one had anything
+        shard = shards[self.team.rank]
+        self._chunks = set(shard["ingested_chunks"])
+        self._normalised = set(shard["normalised_chunks"])
+        fetch = frames_by_key(load, self.schema, self.plan.chunks["train"].size)
+        self.ring.refill(shard["buffer"], fetch)

@@ -13,14 +13,17 @@ from forebay.pipeline.journal import Journal, JsonLines
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, draws.jsonl and tensorboard/ of a run folder; wall times count all attempts."""
+    """Appends to metrics.jsonl, draws.jsonl and tensorboard/ of a run folder; wall times count all attempts.
 
-    def __init__(self, folder: Path, clock_zero: float) -> None:
+    Of several learners each has its own draws, and the first speaks for all.
+    """
+
+    def __init__(self, folder: Path, clock_zero: float, rank: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._clock_zero = clock_zero
         self._metrics = Journal(folder / "metrics.jsonl")
-        self._draws = JsonLines(folder / "draws.jsonl")
+        self._draws = JsonLines(draws_file(folder, rank))
         self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
 
     @property
@@ -60,3 +63,8 @@ class MetricsLog:
         self._metrics.close()
         self._draws.close()
         self._board.close()
+
+
+def draws_file(folder: Path, rank: int) -> Path:
+    """Where the learner of that rank writes its draws."""
+    return folder / (f"draws-{rank}.jsonl" if rank else "draws.jsonl")

@@ -90,8 +90,10 @@ class Normaliser(nn.Module):
         Raises:
             ValueError: a missing array, a wrong number of parameters, or a value that is not finite.
         """
-        if self.frozen:
-            return False
+        return False if self.frozen else self.take(*self.moments_of(arrays))
+
+    def moments_of(self, arrays: Mapping[str, Any]) -> tuple[Tensor, int]:
+        """Moments of a block, float64 (channels, 3), and its number of frames; arguments and errors as for `update`."""
         rows = [moments_of(_tensor(arrays, name)) for name in self._channels + self._vectors]
         if self._parameter_count:
             rows += [moments_of(column) for column in self._parameter_columns(arrays)]
@@ -103,8 +105,14 @@ class Normaliser(nn.Module):
             raise ValueError(
                 "a block for the normaliser holds NaN or inf; pass valid samples only (`Block.valid_rows`)"
             )
+        return block, outputs[0].numel() // self._output_size
+
+    def take(self, block: Tensor, frames: int) -> bool:
+        """Merge the moments of a block; False when the statistics are frozen and nothing was done."""
+        if self.frozen:
+            return False
         self.moments.copy_(merge_moments(self.moments, block))
-        self.frames += outputs[0].numel() // self._output_size
+        self.frames += frames
         self._refresh()
         if self.frames >= self.freeze_after:
             self.freeze()

@@ -157,6 +157,14 @@ class Ring:
         self._store(placement, 0, arrays)
         return placement.done
 
+    def wait_data(self, n: int, *, timeout: float | None = None) -> bool:
+        """Wait until `draw(n)` would return at once; False after the timeout or `interrupt`."""
+        with self._changed:
+            start = time.perf_counter()
+            ready = self._wait(lambda: self._buffer.can_draw(n), timeout)
+            self._wait_data_s += time.perf_counter() - start
+            return ready
+
     def wait_room(self, *, timeout: float | None = None) -> bool:
         """Wait until at least one new frame would fit; False after the timeout or `interrupt`."""
         with self._changed:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from forebay.learners.step import TrainOptions, TrainState, make_state
-from forebay.learners.surrogate import Surrogate, SurrogateConfig, config_json
+from forebay.learners.surrogate import FrameBatch, Surrogate, SurrogateConfig, config_json
 from forebay.pipeline.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, *, device: str | torch.device = "cpu", options: TrainOptions | None = None
+    path: Path,
+    *,
+    device: str | torch.device = "cpu",
+    options: TrainOptions | None = None,
+    wrap: Callable[[Surrogate], Callable[[FrameBatch], dict[str, Tensor]] | None] = lambda surrogate: None,
 ) -> Checkpoint:
     """Rebuild surrogate, optimiser and counters; on the CPU training goes on bit for bit as if it had not stopped.
 
@@ -92,6 +96,7 @@ def load_checkpoint(
         path: one checkpoint's folder.
         device: where the weights go.
         options: training options in place of the stored ones (a longer schedule, say).
+        wrap: what training calls in the surrogate's place, as `forward` of `step.make_state`.
 
     Raises:
         RunError: the checkpoint is incomplete or damaged.
@@ -101,7 +106,7 @@ def load_checkpoint(
         raise RunError(f"checkpoint {path} cannot be used: {fault}; use an earlier one")
     tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
     surrogate = _restore_surrogate(SurrogateConfig.from_dict(tree["surrogate"]), path / _WEIGHTS, device)
-    state = make_state(surrogate, options or TrainOptions.from_table(tree["options"]))
+    state = make_state(surrogate, options or TrainOptions.from_table(tree["options"]), forward=wrap(surrogate))
     tensors = load_file(path / _OPTIMISER)
     _load_optimiser(state, tensors)
     counters = {key: tree[key] for key in ("batches", "skipped", "skipped_in_a_row")}

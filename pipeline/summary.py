@@ -81,7 +81,7 @@ def summarise_log(log: RunLog, *, writing: bool) -> Summary:
         validation=tuple(points),
         best=min(finite, key=lambda point: point.mean, default=None),
         spilled_bytes=sum(int(attempt.flow.get("spilled_bytes", 0)) for attempt in log.attempts),
-        solvers_lost=sum(event["event"] == "solver_lost" for event in log.events),
+        lost=_lost(log),
     )
 
 
@@ -177,3 +177,11 @@ def _mean_uses(histogram: Sequence[int], trained: int, ingested: int) -> float:
     if sum(histogram):
         return sum(uses * frames for uses, frames in enumerate(histogram)) / sum(histogram)
     return ratio(trained, ingested)
+
+
+def _lost(log: RunLog) -> dict[str, int]:
+    counts = {
+        kind: sum(event["event"] == f"{kind}_lost" for event in log.events)
+        for kind in ("solver", "learner", "writer", "block")
+    }
+    return {kind: count for kind, count in counts.items() if count}

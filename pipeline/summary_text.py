@@ -40,8 +40,9 @@ def status_text(summary: Summary) -> Text:
         rows.append(("bottleneck", summary.bottleneck_reason))
     if summary.spilled_bytes:
         rows.append(("warning", f"Ray spilled {summary.spilled_bytes / 2**20:.0f} MiB to disk: lower blocks_in_flight"))
-    if summary.solvers_lost:
-        rows.append(("faults", f"{summary.solvers_lost} solver{plural(summary.solvers_lost)} lost and started again"))
+    if summary.lost:
+        lost = ", ".join(f"{count} {kind}{plural(count)}" for kind, count in summary.lost.items())
+        rows.append(("faults", f"{lost} lost and started again"))
     rows.append(("time", _time_line(summary)))
     if summary.status in ("interrupted", "stopped", "failed"):
         rows.append(("next", "`forebay resume` with this run folder continues where it stopped"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -147,7 +148,8 @@ class Summary(_Frozen):
     best: ValidationPoint | None
     """The evaluation with the smallest mean."""
     spilled_bytes: int
-    solvers_lost: int
+    lost: Mapping[str, int]
+    """Processes that died and were replaced, and blocks that were made again, by kind."""
 
     @property
     def attempts(self) -> int:

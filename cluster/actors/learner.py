@@ -6,26 +6,42 @@ back-pressure), `train` runs until training ends, `control` answers at any time.
 
 from __future__ import annotations
 
+import socket
+
 import ray
 
-from forebay.cluster.specs import RunSpec, load_block, make_learner
+from forebay.cluster.specs import RunSpec, load_block, make_learner, make_team
 from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.records import Block
 
 GROUPS = {"ingest": 1, "train": 1, "control": 2}
 
+Shard = tuple[frozenset[int], str]
+"""Training chunks that a learner accounts for, and the id of the node that it is on."""
+
 
 class LearnerActor:
-    """One torch stack; owns the ring."""
+    """One torch stack; owns a ring.  Several of them train as one team."""
 
-    def __init__(self, spec: RunSpec, clock_zero: float, resume: bool) -> None:
+    def __init__(self, spec: RunSpec, clock_zero: float, resume: bool, rank: int = 0) -> None:
         self._spec = spec
-        self._learner = make_learner(spec, clock_zero=clock_zero, resume=resume)
+        self._clock_zero, self._resume, self._rank = clock_zero, resume, rank
 
     @ray.method(concurrency_group="control")
-    def ready(self) -> tuple[int, frozenset[int]]:
-        """Batches trained and training chunks accounted for, once the model is built (and restored)."""
-        return self._learner.batches, self._learner.chunks
+    def meeting_point(self) -> str:
+        """Address at which this learner, the first of several, can be met: "host:port"."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"{host}:{probe.getsockname()[1]}"
+
+    @ray.method(concurrency_group="control")
+    def open(self, address: str | None) -> tuple[int, list[Shard] | None]:
+        """Build the model (and restore it), when all others have; batches trained, and on the first every shard."""
+        team = make_team(self._spec, self._rank, address)
+        self._learner = make_learner(self._spec, clock_zero=self._clock_zero, resume=self._resume, team=team)
+        shard: Shard = (self._learner.chunks, ray.get_runtime_context().get_node_id())
+        return self._learner.batches, team.gather(shard)
 
     @ray.method(concurrency_group="ingest")
     def ingest(self, block: Block) -> int:

@@ -16,9 +16,9 @@ class SolverActor:
         self._solver = make_solver(spec)
         self._folder, self._name = spec.folder, name
 
-    def ready(self) -> bool:
-        """True once the problem is set up."""
-        return True
+    def ready(self) -> str:
+        """Id of the node that it is on, once the problem is set up."""
+        return ray.get_runtime_context().get_node_id()
 
     @ray.method(num_returns=2)
     def solve(self, split: Split, chunk: int, care: Care | None = None) -> tuple[tuple, Block]:

@@ -99,7 +99,9 @@ def name_of(pid: int) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("fault", ["kill the driver", "SIGTERM", "kill a solver"])
+@pytest.mark.parametrize(
+    "fault", ["kill the driver", "SIGTERM", "kill a solver", "kill the learner", "kill the writer"]
+)
 def test_a_ray_run_survives(tmp_path, fault):
     study = write_tiny(tmp_path, executor="ray", samples=2400, batches=400, checkpoint_every_s=0.2)
     run = tmp_path / "run"
@@ -114,14 +116,16 @@ def test_a_ray_run_survives(tmp_path, fault):
             process.terminate()
             output, _ = process.communicate(timeout=120)
             assert process.returncode == 0, output
-        case "kill a solver":
-            solvers = [pid for pid in family if "SolverActor" in name_of(pid)]
-            assert solvers, [name_of(pid) for pid in family]
-            os.kill(solvers[0], signal.SIGKILL)
+        case _:
+            stage = fault.split()[-1]
+            actors = [pid for pid in family if f"{stage.title()}Actor" in name_of(pid)]
+            assert actors, [name_of(pid) for pid in family]
+            os.kill(actors[0], signal.SIGKILL)
             output, _ = process.communicate(timeout=200)
             assert process.returncode == 0, output
-            assert events(run, "solver_lost")
-    if fault != "kill a solver":
+            assert events(run, f"{stage}_lost")
+            assert f"1 {stage} lost and started again" in output
+    if fault in ("kill the driver", "SIGTERM"):
         assert len(events(run, "block_stored")) < 302, "the run was over before the fault"
         resumed = forebay("resume", run, timeout=250)
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
@@ -133,3 +137,39 @@ def test_a_ray_run_survives(tmp_path, fault):
     assert bool(data["valid"].all())
     left = wait_for_exit(family, timeout=60)
     assert not [name_of(pid) for pid in left], "processes outlived their driver"
+
+
+def deadly_study(folder: Path, **faults: int) -> Path:
+    shutil.copy(FLAKY.with_name("deadly.py"), folder)
+    study = write_tiny(folder, executor="ray", samples=48)
+    text = study.read_text().replace('name = "darcy"\nsize = 32', 'name = "deadly.py:Deadly"')
+    table = "\n".join(f"{key} = {value}" for key, value in faults.items())
+    study.write_text(text + f"[faults]\n{table}\n")
+    return study
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("redraws", [0, 1])
+def test_samples_that_take_their_solver_down_are_given_up_or_drawn_anew_and_the_rest_is_solved(tmp_path, redraws):
+    run = tmp_path / "run"
+    result = forebay("run", deadly_study(tmp_path, sample_losses=1, redraws=redraws), "--folder", run, timeout=400)
+    assert result.returncode == 0, result.stdout + result.stderr
+    records = [e["records"] for e in events(run, "block_stored") if e["split"] == "train"]
+    outcomes = Counter(o for r in records for o in r["outcome"])
+    marked = [e["sample"] for e in events(run, "solver_lost") if e["sample"]]
+    assert marked, "no sample was found guilty"
+    data = xarray.open_zarr(run / "dataset.zarr").load()
+    assert data.sizes["sample"] == 48
+    if redraws:
+        told = [m for r in records for m in r["message"] if m]
+        assert told
+        assert all("drawn anew 1 times: its solver was lost" in m for m in told)
+        assert outcomes == {"CONVERGED": 48}
+        assert (data["parameters"].values[:, 0] >= 0.56).all()
+        verified = forebay("dataset", "verify", run, "--samples", 48, "--trust-study")
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+    else:
+        assert set(outcomes) == {"CONVERGED", "PROCESS_LOST"}
+        guilty = {sample for split, sample in marked if split == "train"}
+        assert outcomes["PROCESS_LOST"] == len(guilty)
+        assert set(np.flatnonzero(~data["valid"].values.astype(bool)).tolist()) == guilty

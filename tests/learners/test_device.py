@@ -190,7 +190,7 @@ def test_validation_fields_are_kept_where_the_learner_is(tmp_path, device):
     learner.add_validation(block)
     spoilt(block)
     block.resident["u"].zero_()
-    _, data = learner._validation_data()
+    _, data = learner.validation.frames()
     assert {values.device.type for values in data.values()} == {device}
     np.testing.assert_array_equal(data["u"].cpu().numpy(), wanted)
 

@@ -246,7 +246,7 @@ def test_faults_of_the_run_are_in_the_report(fake):
     fake.flow(4.0, spilled_bytes=5 * 2**20, writer_busy_s=0.0)
     fake.close()
     text = page_of(fake.folder).text
-    assert "1 solver died and was started again" in text
+    assert "Lost and started again: 1 solver." in text
     assert "Ray spilled 5 MiB of blocks to disk" in text
     assert "This run is interrupted (its process ended without a word: killed" in text
 

@@ -27,7 +27,7 @@ def test_a_complete_run_has_its_exact_figures(fake):
     assert (summary.batches, summary.batches_planned, summary.frames_trained) == (80, 80, 1280)
     assert summary.loss == pytest.approx(0.9 * 0.96**80 + 0.01)
     assert (summary.frames_ingested, summary.frames_per_sample) == (237, 1.0)
-    assert (summary.spilled_bytes, summary.solvers_lost) == (0, 0)
+    assert (summary.spilled_bytes, summary.lost) == (0, {})
     assert math.isnan(summary.remaining_s)
 
 

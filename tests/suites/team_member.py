@@ -134,7 +134,7 @@ def main() -> None:
         torch.save(train_steps(team, task), folder / f"{task}-{rank}.pt")
         result = None
     else:
-        uneven = {"even": (range(0, 8), range(8, 16)), "uneven": (range(0, 13), range(13, 16))}[task]
+        uneven = {"even": (range(0, 8), range(8, 16)), "uneven": (range(0, 8), range(8, 10))}[task]
         result = stream(team, folder, uneven[rank])
     (folder / f"{task}-{rank}.json").write_text(json.dumps(result))
     team.close()
