@@ -82,6 +82,7 @@ def print_verification(path: Path, *, samples: int, rtol: float, seed: int, trus
     status = 0
     for folder in dataset_folders(path):
         resolve: Callable[[int], Mapping[str, np.ndarray]] | None = None
+        solver: BlockSolver | SolidBlockSolver | None = None
         unsolved = _reason_not_to_solve(folder.parent, trust_study)
         if samples and not unsolved:
             solver = make_solver(reopen(folder.parent.resolve()).spec)
@@ -99,7 +100,11 @@ def print_verification(path: Path, *, samples: int, rtol: float, seed: int, trus
 
             resolve = again
 
-        report = verify(folder, resolve, samples=samples, rtol=rtol, seed=seed)
+        try:
+            report = verify(folder, resolve, samples=samples, rtol=rtol, seed=seed)
+        finally:
+            if solver is not None:
+                solver.destroy()
         for line in report.lines():
             print(printable(line))
         if resolve is None and samples:

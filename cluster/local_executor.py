@@ -58,6 +58,7 @@ class LocalExecutor:
     """Sees every block before the next is solved: trains the solver's preconditioner."""
     writer_busy_s: float = field(default=0.0, init=False)
     spilled_bytes: int = field(default=0, init=False)
+    blocks_near: int = field(default=0, init=False)
     _commands: deque[Command] = field(default_factory=deque, init=False)
     _events: deque[Event] = field(default_factory=deque, init=False)
     _blocks: dict[BlockKey, Block] = field(default_factory=dict, init=False)
@@ -95,9 +96,14 @@ class LocalExecutor:
         raise ForebayError("the run waits for an event that nobody will send; please report this as a bug")
 
     def close(self) -> None:
-        """Nothing outlives this process; what TensorBoard has buffered is written."""
+        """What TensorBoard has buffered is written, and what the solver has started is ended."""
         self._commands.clear()
-        self.learner.metrics.close()
+        try:
+            self.learner.metrics.close()
+        finally:
+            destroy = getattr(self.solver, "destroy", None)  # not every solver holds what outlives it
+            if destroy is not None:
+                destroy()
 
     def _guarded(self, work: Callable[[], Event], stage: str) -> Event:
         """What the user can mend ends the run with a checkpoint; anything else is a bug and keeps its traceback."""

@@ -32,7 +32,7 @@ DURABLE_EVENTS = frozenset({"block_stored", "checkpoint", "run_finished"})
 """Events after which others act on what is recorded: the append returns once the line is on the disk."""
 
 _COLUMNS = ("sample_id", "seed", "outcome", "method", "iterations", "residual", "seconds", "message")
-_REDUCED = ("indicator", "estimate")
+_REDUCED = ("indicator", "estimate", "full_steps")
 """Columns that are written only where a reduced model filled one of them."""
 
 
@@ -249,6 +249,7 @@ def _record(row: Mapping[str, Any]) -> SolveRecord:
         message=row["message"],
         indicator=_or_none(row.get("indicator")),
         estimate=_or_none(row.get("estimate")),
+        full_steps=None if row.get("full_steps") is None else int(row["full_steps"]),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ class Outcome(enum.IntEnum):
     RESIDUAL_ABOVE_TOLERANCE = 5
     FACTORISATION_FAILED = 6
     PROBLEM_RAISED = 7
+    PROCESS_LOST = 8
 
     @property
     def advice(self) -> str:
@@ -48,6 +49,8 @@ _ADVICE = {
     Outcome.RESIDUAL_ABOVE_TOLERANCE: "the true residual misses rtol: loosen `solver.rtol`, or precondition better",
     Outcome.FACTORISATION_FAILED: "zero pivot: the matrix is singular, or not definite although the problem says so",
     Outcome.PROBLEM_RAISED: "the problem's own code raised: see `message` of the record in journal.jsonl",
+    Outcome.PROCESS_LOST: "solving it ended its process every time: look for a crash or too little memory in the "
+    "problem's compiled code; `faults.redraws` draws such samples anew",
 }
 
 
@@ -179,11 +182,23 @@ class SolveRecord:
     """What a reduced model says of its own solution, the largest over the time steps; None where none was asked."""
     estimate: float | None = None
     """Relative error of that solution by calibration; where the sample was then solved in full, of what was refused."""
+    full_steps: int | None = None
+    """Time steps that the full model solved where a reduced one solved the others; None where one solved them all."""
 
     @property
     def valid(self) -> bool:
         """May this sample be trained on?"""
         return self.outcome is Outcome.CONVERGED
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """What lost solvers have taught about the samples of a block that is to be solved again."""
+
+    draws: Mapping[int, int] = field(default_factory=dict)
+    """Sample id → number of the draw to take; samples that are not named take their first, 0."""
+    given_up: frozenset[int] = frozenset()
+    """Ids of samples that are not tried any more: their outcome is `PROCESS_LOST`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,6 +220,13 @@ class Block:
     """What `method = "auto"` has learned by the end of the block: one plain dict per arm; empty for one method."""
     path: tuple[float, float] = (0.0, 0.0)
     """Length of the chain of samples in feature space as numbered, and as solved; zeros where they were not sorted."""
+    resident: Mapping[str, Any] = field(default_factory=dict)
+    """Output fields that lie on the device that computed them, too: tensors whose valid rows are those of `arrays`, bit
+    for bit.  Left out when a block is pickled."""
+
+    def __getstate__(self) -> list[Any]:
+        """What travels between processes, in the order of the fields."""
+        return [{} if item.name == "resident" else getattr(self, item.name) for item in fields(self)]
 
     @property
     def valid_rows(self) -> np.ndarray:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from forebay.pipeline.errors import StudyError
 
@@ -75,8 +76,12 @@ class RomTable(_Table):
     """Residual of the reduced integration."""
     test_modes: Annotated[int, Field(ge=0, le=32)] = 4
     """Further modes for the error indicator."""
+    adapt: Literal["sample", "step"] = "sample"
+    """What the full model solves of a sample whose estimate is too large: all of it, or the steps that need it."""
+    bases: Literal["auto", "global", "local"] = "auto"
+    """One reduced model for all samples, models for clusters of them, or what has less error on samples held out."""
     ranks: Count = 1
-    """MPI processes of a full sample; 1 solves it in the solver actor itself."""
+    """MPI processes of a full sample or step; 1 solves it in the solver actor itself."""
 
 
 class SolverTable(_Table):
@@ -177,9 +182,21 @@ class LearnerTable(_Table):
     precision: Literal["float32", "bf16"] = "float32"
     freeze_normaliser_after: Count = 1000
     """Frames after which means and deviations no longer move."""
+    device: str = "auto"
+    """Of weights, ring and validation data: "cpu", "cuda", "cuda:1", or "auto", a GPU where there is one."""
+    ranks: Count = 1
+    """Learners that train together (data-parallel), each with its share of the buffer and of every batch."""
     threads: Count = 1
+    """Of each learner while solvers work."""
     threads_after_production: Count | None = None
     """Most threads once the last sample is solved and the solvers' cores are idle; by default all cores."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"{value!r} is no device; use 'auto', 'cpu', 'cuda', or a numbered GPU such as 'cuda:0'")
+        return value
 
 
 class DatasetTable(_Table):
@@ -203,6 +220,50 @@ class RunTable(_Table):
     """Credits: blocks a solver may have requested but not yet stored and ingested."""
 
 
+class FaultsTable(_Table):
+    """`[faults]`: what is tried again, and when the run gives up; `cluster.faults` has the rules."""
+
+    restarts: Count = 3
+    """Losses of one process (solver, learner, writer) in a row, without progress in between, that are borne."""
+    sample_losses: Count = 2
+    """Solvers that one draw of a sample may take down; then it is drawn anew, or given up."""
+    redraws: Annotated[int, Field(ge=0, le=16)] = 0
+    """How often a sample that failed is drawn anew.  0 keeps the failure by its outcome, and the samples as they were
+    drawn: what is drawn anew is missing where the problem is hard."""
+    failures: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of failed samples above which the run gives up."""
+    failures_after: Count = 100
+    """Samples that are solved before that share counts."""
+
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+"""What a batch system may be told as it is: no blank, quote or other character of a shell."""
+
+
+class ClusterTable(_Table):
+    """`[cluster]`: what `forebay submit` asks a batch system for; the site file fills in what is left out."""
+
+    nodes: Count | None = None
+    cores_per_node: Count | None = None
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Of each node."""
+    time: Annotated[str, Field(pattern=r"^(\d{1,3}-)?\d{1,3}:[0-5]\d:[0-5]\d$")] | None = None
+    """Limit of one job, "hours:minutes:seconds" or "days-hours:minutes:seconds"; a run may take several jobs."""
+    partition: Word | None = None
+    """Of Slurm; the queue of PBS and LSF."""
+    account: Word | None = None
+    qos: Word | None = None
+    signal_s: Annotated[int, Field(ge=10)] | None = None
+    """Seconds before the limit at which the run saves a checkpoint and the job is queued again."""
+    requeues: Annotated[int, Field(ge=0)] | None = None
+    """Most often that one job is queued again."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the run; refused in a study unless the user allows them, at home in the site file."""
+    extra: tuple[str, ...] = ()
+    """Further options of the batch system, such as "--constraint=skylake"; refused likewise."""
+
+
 class Study(_Table):
     """One study: a parametric PDE, a tolerance, a surrogate."""
 
@@ -219,6 +280,8 @@ class Study(_Table):
     learner: LearnerTable = LearnerTable()
     dataset: DatasetTable = DatasetTable()
     run: RunTable = RunTable()
+    faults: FaultsTable = FaultsTable()
+    cluster: ClusterTable = ClusterTable()
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -235,9 +298,18 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise StudyError(f"study {str(path)!r} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"study {str(path)!r} is not valid TOML: {error}; strings need quotes") from None
+    return study_from_dict(overridden(tree, overrides), source=str(path))
+
+
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A study's plain values with changes such as "learner.lr=1e-3" made in place.
+
+    Raises:
+        StudyError: an override that is not of that form.
+    """
     for override in overrides:
         _apply_override(tree, override)
-    return study_from_dict(tree, source=str(path))
+    return tree
 
 
 def study_from_dict(tree: Mapping[str, Any], *, source: str = "study") -> Study:

@@ -32,6 +32,8 @@ class Sampling:
     run_seed: int
     plans: Mapping[Split, ChunkPlan]
     design: DesignKind = "random"
+    redraws: int = 0
+    """How often a sample that failed is drawn anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Place:
     run_folder: Path | None = None
     threads: int = 1
     """Cores of one solver, for methods that can use several."""
+    keep_resident: bool = False
+    """Leave what a device has solved there as well: the learner is in this process."""
 
 
 def check_solver(problem: Problem | SolidProblem, table: SolverTable, place: Place | None = None) -> None:
@@ -118,6 +122,8 @@ def make_linear(problem: Problem, table: SolverTable, sampling: Sampling, place:
         guesses=table.guesses,
         threads=place.threads,
         published=published,
+        keep_resident=place.keep_resident,
+        redraws=sampling.redraws,
     )
 
 
@@ -140,27 +146,33 @@ class SolidStudy:
     @property
     def settings(self) -> dict[str, Any]:
         """Fields of `rom.basis.Settings`."""
-        return self.table.rom.model_dump(include={"displacement", "stress", "p", "cubature", "test_modes"})
+        return self.table.rom.model_dump(include={"displacement", "stress", "p", "cubature", "test_modes", "bases"})
+
+
+def learns_by(study: SolidStudy) -> Any:
+    """Library and `rom.basis.Settings` of a study; None where it learns no reduced model."""
+    from forebay.solvers.rom.basis import Settings
+    from forebay.solvers.rom.library import Library
+
+    return None if study.library is None else (Library(study.library), Settings(**study.settings))
 
 
 def make_solid(problem: SolidProblem, study: SolidStudy, sampling: Sampling, *, full: Any = None) -> Any:
     """The solver of solids; `full` solves whole samples, by default in this process."""
-    from forebay.solvers.rom.basis import Settings
-    from forebay.solvers.rom.block_solver import RomRule, SolidBlockSolver
-    from forebay.solvers.rom.library import Library
+    from forebay.solvers.rom.block_solver import SolidBlockSolver
     from forebay.solvers.rom.local_full import LocalFull
+    from forebay.solvers.rom.verdict import RomRule
 
-    rom, folder = study.table.rom, study.library
-    library = None if folder is None else Library(folder)
+    rom, learn = study.table.rom, learns_by(study)
     if full is None:
-        learn = None if library is None else (library, Settings(**study.settings))
         full = LocalFull(problem, name=study.name, rtol=study.table.rtol, learn=learn)
     return SolidBlockSolver(
         problem,
         full,
-        library=library,
-        rule=RomRule(rom.tolerance, rom.training, rom.audit),
+        library=None if learn is None else learn[0],
+        rule=RomRule(rom.tolerance, rom.training, rom.audit, rom.adapt),
         run_seed=sampling.run_seed,
         plans=sampling.plans,
         design=sampling.design,
+        redraws=sampling.redraws,
     )

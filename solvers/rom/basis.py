@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from forebay.solvers.rom.pod import Pod, component_rows, pod
 if TYPE_CHECKING:
     from forebay.solvers.fem.solid import SolidModel
 
+Bases = Literal["auto", "global", "local"]
+
 _SPARE = 1e-2
 """Of its tolerance: how much further the displacement keeps modes, from which the test modes are taken."""
 
@@ -28,7 +30,7 @@ class Settings:
     """How fine a reduced model is; every number is relative.
 
     Raises:
-        ValueError: a tolerance outside (0, 1), or a negative number of modes or points.
+        ValueError: a tolerance outside (0, 1), a negative number of modes or points, or unknown bases.
     """
 
     displacement: float = 1e-4
@@ -45,12 +47,16 @@ class Settings:
     """Points besides those of the package at which the largest p is looked for."""
     modes: int | None = None
     """Most displacement modes; None for no bound."""
+    bases: Bases = "global"
+    """Of a library that grows: one model for all samples, models for clusters of them, or whichever does better."""
 
     def __post_init__(self) -> None:
         for name in ("displacement", "stress", "p", "cubature"):
             value = getattr(self, name)
             if not 0 < value < 1:
                 raise ValueError(f"{name} = {value} must lie between 0 and 1; 1e-4 ... 1e-3 is good")
+        if self.bases not in get_args(Bases):
+            raise ValueError(f"bases = {self.bases!r} must be one of {', '.join(get_args(Bases))}")
         if self.test_modes < 0 or self.hot_points < 0 or (self.modes is not None and self.modes < 1):
             raise ValueError(
                 f"test_modes = {self.test_modes}, hot_points = {self.hot_points}, modes = {self.modes}; the first two "

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from forebay.solvers.rom.basis import Basis, Run
 from forebay.solvers.rom.collective import total
 from forebay.solvers.rom.indicator import FLOOR
+from forebay.solvers.rom.march import Decision
 from forebay.solvers.rom.online import ReducedTrajectory
 from forebay.solvers.rom.package import RomPackage
 
@@ -17,22 +19,44 @@ if TYPE_CHECKING:
     from forebay.solvers.fem.solid import SolidModel
 
 
-def displacement_field(basis: Basis, lifts: np.ndarray, reduced: ReducedTrajectory) -> np.ndarray:
+class Coefficients(Protocol):
+    """What is read of a `ReducedTrajectory`: rows of times, the first of which is where it started."""
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """γ, (s + 1, n)."""
+        ...
+
+    @property
+    def displacements(self) -> np.ndarray:
+        """Amplitudes, (s + 1, D), [mm]."""
+        ...
+
+    @property
+    def p_coefficients(self) -> np.ndarray:
+        """z, (s + 1, q)."""
+        ...
+
+    @property
+    def indicators(self) -> np.ndarray:
+        """(s, 2): gappy, equilibrium."""
+        ...
+
+
+def displacement_field(basis: Basis, lifts: np.ndarray, reduced: Coefficients) -> np.ndarray:
     """Displacements (s + 1, dofs) at the owned degrees of freedom, [mm]."""
     modes = basis.displacement.modes[:, : basis.modes]
     return reduced.coefficients @ modes.T + reduced.displacements @ lifts.T
 
 
-def plastic_field(basis: Basis, reduced: ReducedTrajectory) -> np.ndarray:
+def plastic_field(basis: Basis, reduced: Coefficients) -> np.ndarray:
     """Plastic strains p (s + 1, points) at the owned points by gappy POD, negative values set to zero."""
     if basis.p is None:
         return np.zeros((len(reduced.p_coefficients), len(basis.stress.weights) // 6))
     return np.maximum(reduced.p_coefficients @ basis.p.modes.T, 0.0)
 
 
-def true_errors(
-    model: SolidModel, basis: Basis, run: Run, reduced: ReducedTrajectory, *, peak: float = 0.0
-) -> np.ndarray:
+def true_errors(model: SolidModel, basis: Basis, run: Run, reduced: Coefficients, *, peak: float = 0.0) -> np.ndarray:
     """Relative L2 errors of displacement and p at every step, (s, 2), on every process; collective.
 
     A displacement refers to the largest of the simulation so far, p to itself, both to at least one percent of what
@@ -83,6 +107,21 @@ def judge(package: RomPackage, reduced: ReducedTrajectory) -> Judgement:
     return Judgement(float(indicators.max()), float(errors[0]), float(errors[1]))
 
 
+def judge_steps(decisions: Sequence[Decision], sizes: np.ndarray) -> Judgement:
+    """As `judge` for a simulation some of whose steps were solved in full.
+
+    `sizes` (s + 1, 2): norms of displacement and p at all times.  A full step restores the balance of that step, not
+    what earlier steps left in the internal variables: it keeps their absolute error, which is counted where it arose.
+    """
+    reduced = [row for row, decision in enumerate(decisions) if decision.reduced]
+    weights = np.column_stack([_share(np.maximum.accumulate(sizes[1:, 0])), _share(sizes[1:, 1])])[reduced]
+    kept = [decisions[row] for row in reduced]
+    errors = np.array([(d.displacement_error, d.p_error) for d in kept]).reshape(-1, 2)
+    indicators = np.array([(d.gappy, d.equilibrium) for d in kept]).reshape(-1, 2)
+    displacement, p = _weighted(errors, weights).max(axis=0, initial=0.0)
+    return Judgement(float(_weighted(indicators, weights[:, ::-1]).max(initial=0.0)), float(displacement), float(p))
+
+
 def _share(sizes: np.ndarray) -> np.ndarray:
     largest = sizes.max()
     return sizes / largest if largest > 0 else np.zeros_like(sizes)
@@ -94,7 +133,7 @@ def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def calibration_pairs(
-    model: SolidModel, basis: Basis, run: Run, reduced: ReducedTrajectory, *, peak: float = 0.0
+    model: SolidModel, basis: Basis, run: Run, reduced: Coefficients, *, peak: float = 0.0
 ) -> np.ndarray:
     """Indicators beside `true_errors` of every step, (steps with finite indicators, 4); collective.
 

@@ -42,7 +42,7 @@ class LocalSettings:
     folds: int = 8
     """Of the cross-validation; as many as simulations or more: leave one out."""
     threshold: float = 1.2
-    """Least gain that pays for several bases and a choice among them."""
+    """Least gain that pays for several bases and a choice among them; 0 takes clusters whatever they gain."""
     first_steps: int = 0
     """Steps of the reduced model with the global basis whose coefficients help to choose the cluster; 0: none."""
 
@@ -50,8 +50,8 @@ class LocalSettings:
         for name, least in (("modes", 1), ("smallest", 2), ("folds", 2), ("first_steps", 0), ("dimension", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}; at least {least} is needed")
-        if not self.threshold >= 1:
-            raise ValueError(f"threshold = {self.threshold} must be at least 1; 1.2 is good")
+        if not (self.threshold >= 1 or self.threshold == 0):
+            raise ValueError(f"threshold = {self.threshold} must be at least 1, or 0 for none; 1.2 is good")
         if self.dissimilarity not in get_args(Dissimilarity) or self.solution not in get_args(Solution):
             raise ValueError(
                 f"dissimilarity {self.dissimilarity!r} of solution {self.solution!r}; choose "

@@ -19,7 +19,7 @@ import numpy as np
 from forebay.solvers.materials.catalogue import fingerprint
 from forebay.solvers.materials.law import Law
 from forebay.solvers.rom.calibration import Calibration
-from forebay.solvers.rom.package_file import PackageError, read, write
+from forebay.solvers.rom.package_file import PackageError, content_of, parse, write
 
 __all__ = ["LawStamp", "PackageError", "RomPackage"]
 
@@ -158,8 +158,11 @@ class RomPackage:
         Raises:
             DatasetError: the operating system refuses to write.
         """
-        arrays = {name: getattr(self, name) for name in _SHAPES}
-        write(path, _metadata(self), {**arrays, "calibration_pairs": self.calibration.pairs})
+        write(path, _metadata(self), self._arrays())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes, to send it to another process."""
+        return content_of(_metadata(self), self._arrays())
 
     @classmethod
     def load(cls, path: Path, law: Law | None = None) -> RomPackage:
@@ -169,13 +172,25 @@ class RomPackage:
             PackageError: not a package, damaged, of another format, or trained with another law.
             FileNotFoundError: no such file.
         """
+        return cls.from_bytes(path.read_bytes(), law, name=repr(str(path)))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, law: Law | None = None, *, name: str = "the content") -> RomPackage:
+        """The inverse of `to_bytes`, checked against a law; `name` is for messages.
+
+        Raises:
+            PackageError: as `load`.
+        """
         try:
-            package = _restore(*read(path))
+            package = _restore(*parse(content, name))
         except KeyError as error:
-            raise PackageError(f"{str(path)!r} lacks {error}; it is damaged: copy it again or rebuild it") from error
+            raise PackageError(f"{name} lacks {error}; it is damaged: copy it again or rebuild it") from error
         if law is not None:
             package.require_law(law)
         return package
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {**{name: getattr(self, name) for name in _SHAPES}, "calibration_pairs": self.calibration.pairs}
 
     def _require_shapes(self) -> None:
         if self.strains.ndim != 3 or not 1 <= self.modes <= self.strains.shape[2]:

@@ -30,11 +30,16 @@ def write(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     Raises:
         DatasetError: the operating system refuses to write.
     """
+    write_atomically(path, [content_of(metadata, arrays)])
+
+
+def content_of(metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """What `write` writes."""
     text = json.dumps({"format": FORMAT, **metadata}, allow_nan=False).encode()
     members: dict[str, Any] = {"metadata": np.frombuffer(text, np.uint8), **arrays}
     buffer = io.BytesIO()
     np.savez(buffer, **members)
-    write_atomically(path, [buffer.getvalue()])
+    return buffer.getvalue()
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -45,14 +50,22 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         FileNotFoundError: no such file.
         KeyError: no metadata.
     """
-    content = path.read_bytes()
+    return parse(path.read_bytes(), repr(str(path)))
+
+
+def parse(content: bytes, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The inverse of `content_of`; `name` is for messages.
+
+    Raises:
+        PackageError, KeyError: as `read`.
+    """
     try:
         members = _members(content)
     except _DAMAGE as error:
         raise PackageError(
-            f"{str(path)!r} is not a package, or damaged or cut short ({error}); copy it again or rebuild it"
+            f"{name} is not a package, or damaged or cut short ({error}); copy it again or rebuild it"
         ) from error
-    return _metadata(path, members.pop("metadata")), members
+    return _metadata(name, members.pop("metadata")), members
 
 
 def _members(content: bytes) -> dict[str, np.ndarray]:
@@ -62,14 +75,14 @@ def _members(content: bytes) -> dict[str, np.ndarray]:
         return {name.removesuffix(".npy"): file[name] for name in names}
 
 
-def _metadata(path: Path, content: np.ndarray) -> dict[str, Any]:
+def _metadata(name: str, content: np.ndarray) -> dict[str, Any]:
     try:
         metadata: dict[str, Any] = json.loads(content.tobytes())
     except ValueError as error:
-        raise PackageError(f"the metadata of {str(path)!r} cannot be read ({error}); rebuild it") from error
+        raise PackageError(f"the metadata of {name} cannot be read ({error}); rebuild it") from error
     if metadata["format"] != FORMAT:
         raise PackageError(
-            f"{str(path)!r} has package format {metadata['format']}, this version reads {FORMAT}; rebuild it, or "
+            f"{name} has package format {metadata['format']}, this version reads {FORMAT}; rebuild it, or "
             f"read it with the version that wrote it"
         )
     return metadata

@@ -7,10 +7,10 @@ import logging
 import numpy as np
 
 from forebay.pipeline.dataset_reader import DatasetReader
-from forebay.solvers.rom.block_solver import FULL
 from forebay.solvers.rom.clusters import LocalBases, decide
 from forebay.solvers.rom.collective import Alone
 from forebay.solvers.rom.local_gain import LocalSettings
+from forebay.solvers.rom.verdict import FULL
 
 log = logging.getLogger(__name__)
 

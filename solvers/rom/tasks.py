@@ -20,10 +20,9 @@ from forebay.solvers.fem.solid_types import SolveError
 from forebay.solvers.materials.history import History, Temperature
 from forebay.solvers.problems import load_problem
 from forebay.solvers.problems.solid import SolidProblem
-from forebay.solvers.rom.basis import Run, Settings, basis_of
-from forebay.solvers.rom.collective import from_root
+from forebay.solvers.rom.basis import Run, Settings
+from forebay.solvers.rom.growth import Growth
 from forebay.solvers.rom.library import Library
-from forebay.solvers.rom.offline import Origin, Reduced, enrich, make_package
 
 if TYPE_CHECKING:
     from forebay.solvers.fem.solid import SolidModel
@@ -53,6 +52,8 @@ class FullSample:
     """Relative, the largest over the steps."""
     version: int
     """Of the reduced model that knows this sample; 0 where none was asked to learn."""
+    note: str = ""
+    """What went wrong before it was solved."""
 
 
 def solve_and_learn(
@@ -74,10 +75,10 @@ def solve_and_learn(
         raise FullSolveError(str(error)) from error
     version = 0
     if learn is not None:
-        version = _publish(model, Run(history, trajectory), problem, name, *learn)
+        version = Growth(*learn, name, problem).learn_run(model, draw, Run(history, trajectory))
     return FullSample(
-        _in_order(model, trajectory.displacement, model.dof_ids),
-        _in_order(model, trajectory.p, model.point_ids),
+        in_order(model, trajectory.displacement, model.dof_ids),
+        in_order(model, trajectory.p, model.point_ids),
         iterations=sum(record.iterations for record in trajectory.records),
         residual=max(record.residuals[-1] for record in trajectory.records),
         version=version,
@@ -127,53 +128,30 @@ def full_sample(
     """`solve_and_learn` as an MPI task: `arrays` are the draw, `options` say which problem and where it learns.
 
     Options: problem, problem_options, folder (of the study), rtol, and library and settings where it is to learn.
-    Where the full model fails the value is {"failure": why}.
+    Where the full model fails the value is {"failure": why, "kind": of error}.
     """
-    problem, model = _model(comm, options)
+    problem, model = model_of(comm, options)
     learn = None
     if options.get("library"):
         learn = Library(Path(options["library"])), Settings(**options["settings"])
     try:
         sample = solve_and_learn(model, problem, dict(arrays), name=options["problem"], learn=learn)
     except FullSolveError as error:
-        return {}, {"failure": str(error)}
+        return {}, {"failure": str(error), "kind": type(error).__name__}
     if sample.displacement is None or sample.p is None:
         return None
     facts = {"iterations": sample.iterations, "residual": sample.residual, "version": sample.version}
     return {"displacement": sample.displacement, "p": sample.p}, facts
 
 
-def _publish(
-    model: SolidModel, run: Run, problem: SolidProblem, name: str, library: Library, settings: Settings
-) -> int:
-    """Make the next version under the library's lock, which the first process holds; its number."""
-    with library.locked() if model.comm.rank == 0 else contextlib.nullcontext():
-        version, _ = from_root(model.comm, lambda: (library.latest, [None] * model.comm.size))
-        ranges = {parameter.name: (parameter.low, parameter.high) for parameter in problem.schema.parameters}
-        origin = Origin(name, problem.law, ranges, version + 1)
-        if version == 0:
-            reduced = make_package(model, basis_of(model, [run], settings), origin)
-        else:
-            package = library.package(version, problem.law)
-            known = Reduced(package, library.basis(version, model), 0.0)
-            reduced = enrich(model, known, [run], origin, rough=not _thins(origin.version))
-        library.publish(model, reduced)
-        model.comm.barrier()
-        return reduced.package.version
-
-
-def _thins(version: int) -> bool:
-    """Is the cubature selected anew?  At powers of two: points that have become superfluous are rid of now and then."""
-    return version & (version - 1) == 0
-
-
-def _in_order(model: SolidModel, rows: np.ndarray, ids: np.ndarray) -> np.ndarray | None:
-    """Columns of all processes in canonical order, for rows of times."""
+def in_order(model: SolidModel, rows: np.ndarray, ids: np.ndarray) -> np.ndarray | None:
+    """Columns of all processes in canonical order, for rows of times; None but on the first; collective."""
     gathered = model.gather(np.ascontiguousarray(rows.T), ids)
     return None if gathered is None else np.ascontiguousarray(gathered.T)
 
 
-def _model(comm: Any, options: Mapping[str, Any]) -> tuple[SolidProblem, SolidModel]:
+def model_of(comm: Any, options: Mapping[str, Any]) -> tuple[SolidProblem, SolidModel]:
+    """Problem and model that the options of a task name, made once in a process; collective."""
     key = repr([options[name] for name in ("problem", "problem_options", "folder", "rtol")])
     if key not in _models:
         problem: Any = load_problem(options["problem"], options["problem_options"], folder=Path(options["folder"]))

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from running import wait_for_exit
 
+from forebay.cluster.mpi import MpiCancelled, MpiUnavailable
 from forebay.cluster.mpi_full import MpiFull
 from forebay.cluster.specs import RunSpec, make_solver
+from forebay.pipeline.errors import RunError
 from forebay.pipeline.plan import make_plan
 from forebay.pipeline.records import ChunkPlan, Outcome
 from forebay.pipeline.study import SolverTable, study_from_dict
@@ -20,6 +22,7 @@ from forebay.solvers.problems.necked_bar import NeckedBar
 from forebay.solvers.rom.basis import Settings
 from forebay.solvers.rom.library import Library
 from forebay.solvers.rom.local_full import LocalFull
+from forebay.solvers.rom.tasks import FullSolveError
 
 PROBLEMS = Path(__file__).parent / "problems"
 SIZE = {"cells": [6, 2, 2], "steps": 8, "frames": 3}
@@ -116,15 +119,39 @@ def test_a_study_with_ranks_learns_on_them_and_solves_reduced_samples_here(tmp_p
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
-    ("fault", "method", "lasts", "message"),
+    ("fault", "method", "lasts", "outcome", "messages"),
     [
-        ("kill", "rom", False, r"^MPI task on 2 ranks: rank 1 of 2 was killed by signal 9 \(Killed"),
-        ("raise", "full", True, r"^MPI task on 2 ranks: .*all ranks raised; the first, rank . of 2 .*: no programme"),
-        ("law", "rom", True, r"^step 1 of model 'necked_bar' did not converge .*failed: law 'chaboche': broken in two"),
+        (
+            "kill",
+            "rom",
+            False,
+            Outcome.CONVERGED,
+            [
+                r"^there is no reduced model yet; solved in the solver's own process, for the ranks failed: ",
+                r"failed: MPI task on 2 ranks: .*rank 1 of 2 was killed by signal 9 \(Killed",
+            ],
+        ),
+        (
+            "raise",
+            "full",
+            True,
+            Outcome.PROBLEM_RAISED,
+            [
+                r"^history: ArithmeticError: no programme; before that, MPI task on 2 ranks: .*all ranks raised; ",
+                r'(?s)Traceback .*mortal.py", line \d+, in history\n +raise ArithmeticError\("no programme"\)',
+            ],
+        ),
+        (
+            "law",
+            "rom",
+            True,
+            Outcome.DIVERGED,
+            [r"^step 1 of model 'necked_bar' did not converge .*failed: law 'chaboche': broken in two"],
+        ),
     ],
 )
-def test_a_sample_that_fails_on_its_ranks_is_told_and_the_next_one_is_solved(
-    tmp_path, caplog, fault, method, lasts, message
+def test_a_sample_that_fails_on_its_ranks_is_solved_here_or_told_and_the_next_one_is_solved(
+    tmp_path, caplog, fault, method, lasts, outcome, messages
 ):
     study = solid_study(tmp_path, name="mortal.py:Mortal", options=SIZE | {"fault": fault}, method=method, rtol=1e-8)
     problem = load_problem(study.name, study.options, folder=PROBLEMS)
@@ -134,14 +161,45 @@ def test_a_sample_that_fails_on_its_ranks_is_told_and_the_next_one_is_solved(
     solver = make_solid(problem, study, SAMPLING, full=full)
     block = solver.solve_block("train", 1)
     assert (full._service.pids == pids) is lasts
+    assert len(full._service.pids) == 2
     solver.destroy()
     lost, sound = block.records
-    assert lost.outcome is Outcome.DIVERGED
-    assert re.search(message, lost.message), lost.message
-    assert all(np.isnan(array[0]).all() for array in block.arrays.values())
+    assert lost.outcome is outcome
+    for message in messages:
+        assert re.search(message, lost.message), lost.message
+    kept = outcome is Outcome.CONVERGED
+    assert all(np.isfinite(array[0]).all() == kept for array in block.arrays.values())
     assert sound.outcome is Outcome.CONVERGED
     assert all(np.isfinite(array[1]).all() for array in block.arrays.values())
-    assert Library(tmp_path / LIBRARY).latest == (1 if method == "rom" else 0)
-    told = [entry.message for entry in caplog.records if entry.name == "forebay.cluster.mpi_full"]
+    assert Library(tmp_path / LIBRARY).latest == (0 if method == "full" else 1 + kept)
+    told = [entry for entry in caplog.records if entry.name == "forebay.cluster.mpi_full"]
     assert len(told) == (0 if fault == "law" else 1)
-    assert all(text.startswith("a full sample on 2 MPI ranks failed: ") for text in told)
+    assert all(entry.levelname == "ERROR" for entry in told)
+    assert all(entry.message.startswith("MPI task on 2 ranks: ") for entry in told)
+    assert all(("Traceback" in entry.message) == (fault == "raise") for entry in told)
+
+
+@pytest.mark.mpi
+def test_ranks_that_cannot_be_had_end_the_run(tmp_path, monkeypatch):
+    full = MpiFull(BAR, solid_study(tmp_path))
+
+    def missing(*arguments, **options):
+        raise MpiUnavailable("no mpiexec on PATH; install mpich")
+
+    monkeypatch.setattr(full._service, "run", missing)
+    with pytest.raises(RunError, match=r"solver.rom.ranks = 2: no mpiexec on PATH; install mpich"):
+        full.solve(DRAW, learn=False)
+    full.close()
+
+
+@pytest.mark.mpi
+def test_a_sample_whose_ranks_are_taken_away_is_lost(tmp_path, monkeypatch):
+    full = MpiFull(BAR, solid_study(tmp_path))
+
+    def cancelled(*arguments, **options):
+        raise MpiCancelled("the service was closed")
+
+    monkeypatch.setattr(full._service, "run", cancelled)
+    with pytest.raises(FullSolveError, match="the service was closed"):
+        full.solve(DRAW, learn=False)
+    full.close()

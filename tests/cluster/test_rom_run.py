@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -16,11 +17,15 @@ from running import events, forebay, start, wait_until
 
 from forebay.cluster.console import print_dataset_info, print_verification
 from forebay.cluster.launch import launch, prepare, reopen
+from forebay.cluster.local_executor import LocalExecutor
 from forebay.cluster.plan_text import REDUCED_SHARE, forecast, print_plan
 from forebay.learners.surrogate import Surrogate
+from forebay.pipeline.dataset_info import dataset_info
 from forebay.pipeline.dataset_reader import DatasetReader
 from forebay.pipeline.errors import ProblemError, StudyError
 from forebay.solvers.problems.necked_bar import NeckedBar
+from forebay.solvers.rom import local_models
+from forebay.solvers.rom.block_solver import SolidBlockSolver
 from forebay.solvers.rom.library import Library
 from forebay.solvers.rom.package import RomPackage
 
@@ -163,6 +168,40 @@ def test_verify_solves_reduced_samples_in_full_and_finds_them_within_their_toler
     assert Library(finished / "rom").latest == version, "verifying teaches nothing"
 
 
+def test_what_verifying_has_started_is_ended(finished, monkeypatch):
+    ended = []
+    monkeypatch.setattr(SolidBlockSolver, "destroy", lambda self: ended.append(self))
+    print_verification(finished, samples=1, rtol=1e-5, seed=7)
+    assert len(set(ended)) == 2, "one solver for each data set"
+    ended.clear()
+    monkeypatch.setattr("forebay.pipeline.verify.verify", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        print_verification(finished, samples=1, rtol=1e-5, seed=7)
+    assert len(ended) == 1
+
+
+@pytest.mark.parametrize("closing", ["closes", "fails"])
+def test_a_local_run_ends_what_its_solver_has_started(closing):
+    class Part:
+        def __init__(self):
+            self.metrics, self.done = self, []
+
+        def destroy(self):
+            self.done.append("destroyed")
+
+        def close(self):
+            self.done.append("closed")
+            if closing == "fails":
+                raise OSError("no space left")
+
+    solver, learner = Part(), Part()
+    with contextlib.nullcontext() if closing == "closes" else pytest.raises(OSError, match="no space left"):
+        LocalExecutor(solver, {}, learner, lambda key: None).close()
+    assert (solver.done, learner.done) == (["destroyed"], ["closed"])
+    if closing == "closes":
+        LocalExecutor(object(), {}, learner, lambda key: None).close()
+
+
 @pytest.mark.parametrize("method", ["full", "rom"])
 def test_verify_finds_a_field_that_was_changed(finished, tmp_path, capsys, method):
     shutil.copytree(finished, tmp_path / "run")
@@ -254,3 +293,54 @@ def test_two_ray_actors_share_what_they_learn(tmp_path):
     assert Library(run / "rom").latest == len(learned)
     assert sorted(record["sample_id"] for record in records(run)) == list(range(40))
     assert bool(xarray.open_zarr(run / "dataset.zarr").valid.all())
+
+
+# --- single steps in full, and bases that are judged meanwhile ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(local_models, "ASKED", {"global": (), "auto": (4,), "local": ()})
+    patch.setattr(local_models, "MODES", 2)
+    overrides = ['solver.rom.adapt="step"', "solver.rom.tolerance=0.03"]
+    assert launch(write_study(folder), overrides, None, folder / "run") == 0
+    patch.undo()
+    return folder / "run"
+
+
+def test_the_journal_has_the_full_steps_of_each_sample_of_both_kinds(stepped):
+    lines = [line["records"] for line in events(stepped, "block_stored") if line["split"] == "train"]
+    rows = [(*row,) for r in lines if "full_steps" in r for row in zip(r["method"], r["full_steps"], strict=True)]
+    assert {method for method, steps in rows if steps is not None} == {"rom+full"}
+    assert all(1 <= steps <= 8 for method, steps in rows if method == "rom+full")
+    mixed = [record for record in records(stepped) if record["method"] == "rom+full"]
+    assert all(re.search(r"; \d of 8 steps in full \(", record["message"]) for record in mixed)
+
+
+def test_samples_of_both_kinds_are_certified_and_verified_by_their_estimates(stepped, capsys):
+    reader = DatasetReader(stepped / "dataset.zarr")
+    assert set(reader.methods) == {"full", "rom", "rom+full"}
+    mixed = reader.column("method") == reader.methods.index("rom+full")
+    assert reader.column("valid").all()
+    assert 0 < reader.column("estimate")[mixed].max() <= 0.03
+    info = {method.name: method for method in dataset_info(stepped / "dataset.zarr").methods}
+    assert info["rom+full"].estimate_max == reader.column("estimate")[mixed].max()
+    assert print_verification(stepped, samples=16, rtol=1e-5, seed=7) == 0
+    summary = json.loads((stepped / "summary.json").read_text())
+    assert {row["method"] for row in summary["arms"]} == {"full", "rom", "rom+full"}
+
+
+def test_the_report_has_the_verdict_on_bases_that_the_run_came_to(stepped):
+    verdict = local_models.verdict_of(Library(stepped / "rom"))
+    assert verdict["samples"] == 4
+    summary = json.loads((stepped / "summary.json").read_text())
+    assert summary["local_bases"] == verdict["reason"]
+    assert events(stepped, "local_bases")[-1]["decision"]["reason"] == verdict["reason"]
+
+
+def test_keys_of_adaptation_and_bases_are_checked(tmp_path):
+    for key, known in (("adapt", "'sample' or 'step'"), ("bases", "'auto', 'global' or 'local'")):
+        with pytest.raises(StudyError, match=f'solver.rom.{key} = "often" is not allowed: it should be {known}'):
+            prepare(write_study(tmp_path), [f"solver.rom.{key}=often"])

@@ -22,7 +22,7 @@ from suites.rom_cases import (
 from suites.solid_cases import alone
 
 from forebay.solvers.materials.law import plastic_strain
-from forebay.solvers.rom import adaptive
+from forebay.solvers.rom import full_steps
 from forebay.solvers.rom.adaptive import Tolerance, run_adaptive
 from forebay.solvers.rom.errors import displacement_field, plastic_field
 from forebay.solvers.rom.library import Library
@@ -255,13 +255,13 @@ def test_errors_of_refused_steps_refer_to_the_largest_displacement_so_far(cube, 
     full = simulated(cube, drives[2]).trajectory
     moved = sizes(cube.dof_weights, full.displacement)
     assert moved[-1] < 0.4 * moved.max()
-    tried, pairs_of = [], adaptive.calibration_pairs
+    tried, pairs_of = [], full_steps.calibration_pairs
 
     def spy(model, basis, run, found, **options):
         tried.append(displacement_field(basis, model.lifts, found)[1])
         return pairs_of(model, basis, run, found, **options)
 
-    monkeypatch.setattr(adaptive, "calibration_pairs", spy)
+    monkeypatch.setattr(full_steps, "calibration_pairs", spy)
     found = run_adaptive(cube, reduced, CUBE, drives[2], NONE)
     missed = sizes(cube.dof_weights, np.array(tried) - full.displacement[1:])
     pairs = found.reduced.package.calibration.pairs[-8:]
