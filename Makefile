@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow check bench bench-quick docs clean
+.PHONY: help demo test test-slow test-slurm check bench bench-quick docs clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(VENV)/.ready  ## everything but the slow tests
 
 test-slow: $(VENV)/.ready  ## the slow tests alone
 	$(BIN)/python -m pytest -q -m "slow"
+
+test-slurm: $(VENV)/.ready  ## a run on a real Slurm of two nodes on this host; as root it installs what it needs
+	FOREBAY_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q -m "slurm"
 
 check: $(VENV)/.ready  ## style, types, import contracts
 	$(BIN)/ruff check .
