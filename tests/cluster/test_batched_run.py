@@ -81,7 +81,7 @@ def test_the_learner_of_the_same_process_takes_fields_where_they_were_solved(tmp
 
     monkeypatch.setattr(learner, "frames_of", frames_of)
     assert launch(study(tmp_path), ["solver.backend=torch"], "local", tmp_path / "run") == 0
-    assert {split for split, _ in taken} == {"train", "validation"}
+    assert "train" in {split for split, _ in taken}
     assert all(on_device for _, on_device in taken)
 
 
