@@ -78,18 +78,31 @@ class Nodes:
         """For RAY_ADDRESS."""
         return self._cluster.address
 
-    def add(self) -> None:
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process that is to run there."""
+        return os.environ | {"RAY_ADDRESS": self.address, "FOREBAY_RAY_WITHOUT_TOKEN": "1"}
+
+    def add(self, cores: int = 2) -> None:
         """One more worker."""
-        self.workers.append(self._cluster.add_node(num_cpus=2, object_store_memory=self._store))
+        self.workers.append(self._cluster.add_node(num_cpus=cores, object_store_memory=self._store))
 
-    def kill(self, rng: random.Random) -> None:
+    def kill(self, number: int) -> None:
         """Take a worker away with everything on it, at once."""
-        worker = self.workers.pop(rng.randrange(len(self.workers)))
-        self._cluster.remove_node(worker, allow_graceful=False)
+        self._cluster.remove_node(self.workers.pop(number), allow_graceful=False)
 
-    def processes(self) -> list[int]:
-        """Process ids of everything that runs on the workers."""
-        return _with_descendants([entry[1].pid for worker in self.workers for entry in worker.live_processes()])
+    def processes(self, numbers: Sequence[int] | None = None) -> list[int]:
+        """Process ids of everything that runs on those workers, by default on all."""
+        chosen = self.workers if numbers is None else [self.workers[number] for number in numbers]
+        return _with_descendants([entry[1].pid for worker in chosen for entry in worker.live_processes()])
+
+    def hosts(self, actor: str) -> list[int]:
+        """Numbers of the workers on which such an actor lives ("solver", "learner", "writer")."""
+        return [
+            number
+            for number in range(len(self.workers))
+            if any(_command(pid).startswith(_ACTORS[actor]) for pid in self.processes([number]))
+        ]
 
     def close(self) -> None:
         """Take the cluster down."""
@@ -133,7 +146,7 @@ class Monkey:
         before = len(self._stored())
         start = time.monotonic()
         if victim == "node":
-            self.nodes.kill(self.rng)
+            self.nodes.kill(self.rng.randrange(len(self.nodes.workers)))
             self.nodes.add()
         elif victim == "driver":
             assert self._driver is not None
@@ -170,8 +183,7 @@ class Monkey:
         words = ["resume", self.run] if self.run.exists() else ["run", self.study, "--folder", self.run]
         self._driver = subprocess.Popen(
             [sys.executable, "-m", "forebay.cluster.cli", *map(str, words)],
-            env=os.environ
-            | {"RAY_ADDRESS": self.nodes.address, "OMP_NUM_THREADS": "1", "FOREBAY_RAY_WITHOUT_TOKEN": "1"},
+            env=self.nodes.environment | {"OMP_NUM_THREADS": "1"},
             stdout=self._log,
             stderr=subprocess.STDOUT,
             text=True,

@@ -205,6 +205,11 @@ class RayExecutor:
         """Bytes that the object stores have moved to disk since they were started."""
         return self._spilling.bytes
 
+    @property
+    def blocks_near(self) -> int:
+        """Blocks that went to a learner on the node where they were made."""
+        return self._router.local
+
     def post(self, event: Event) -> None:
         """Let a signal handler put an event in front."""
         self._events.append(event)
@@ -304,7 +309,7 @@ class RayExecutor:
     def _learner_for(self, key: BlockKey) -> Any:
         """The first learner validates; training blocks are shared out."""
         solver = self._made_by.pop(key, "")
-        if key[0] == "validation" or len(self._learners) == 1:
+        if key[0] == "validation":
             return self._learners[0]
         return self._learners[self._router.choose(self._homes.get(solver))]
 

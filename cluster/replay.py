@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from forebay.learners.replay import Replay
     from forebay.learners.schedule import ScheduledBatch
 
-FIXED = ("batch_size", "freeze_normaliser_after", "threads", "threads_after_production")
+FIXED = ("batch_size", "ranks", "freeze_normaliser_after", "threads", "threads_after_production")
 """Keys of `[learner]` that the recorded batches have settled."""
 
 
@@ -52,12 +52,13 @@ def replay(run: Path, overrides: Sequence[str] = (), folder: Path | None = None)
         RunError: no such run, no batches, or a folder that holds a replay with other changes.
     """
     from forebay.cluster.launch import reopen
-    from forebay.learners.schedule import read_schedule
+    from forebay.learners.schedule import read_team_schedule
 
     run = run.resolve()
     spec = reopen(run).spec
     study = changed(spec.study, overrides)
-    schedule = read_schedule(run / "draws.jsonl")[: study.learner.batches]
+    ranks = spec.study.learner.ranks
+    schedule = read_team_schedule(run, ranks)[: study.learner.batches]
     folder = (folder or run / "replays" / _name(study, overrides)).resolve()
     _claim(folder, study, overrides)
     start = time.monotonic()
@@ -66,7 +67,8 @@ def replay(run: Path, overrides: Sequence[str] = (), folder: Path | None = None)
         task = bars.add_task("batches", total=len(schedule), completed=made.state.batches, note="")
         evaluation = made.run(lambda batch, loss: bars.update(task, completed=batch, note=f"loss {loss:.4f}"))
     made.metrics.close()
-    equal = _same_weights(run / "surrogate", folder / "surrogate") if not overrides else None
+    # Gradients that several learners averaged are those of the whole batch within rounding alone.
+    equal = _same_weights(run / "surrogate", folder / "surrogate") if not overrides and ranks == 1 else None
     result = Replayed(folder, len(schedule), time.monotonic() - start, _online_error(run), evaluation, equal)
     _write(folder, result)
     return result

@@ -6,11 +6,11 @@ Each function imports one stack only: a solver process never loads torch, a lear
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forebay.pipeline.dataset_layout import DATASETS
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.plan import Plan
@@ -19,11 +19,10 @@ from forebay.pipeline.study import Study
 
 if TYPE_CHECKING:
     from forebay.learners.learner import StreamLearner
+    from forebay.learners.team import Team
     from forebay.pipeline.dataset import DatasetWriter
     from forebay.solvers.block_solver import BlockSolver
     from forebay.solvers.rom.block_solver import SolidBlockSolver
-
-DATASETS: Mapping[Split, str] = {"train": "dataset.zarr", "validation": "validation.zarr"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +72,17 @@ def gpu_share(spec: RunSpec, available: float) -> float:
     return 0.0
 
 
-def make_solver(spec: RunSpec, *, threads: int = 1) -> BlockSolver | SolidBlockSolver:
-    """The PETSc stack; `threads` cores for methods that can use several."""
+def make_solver(spec: RunSpec, *, threads: int = 1, keep_resident: bool = False) -> BlockSolver | SolidBlockSolver:
+    """The PETSc stack; `threads` cores for methods that can use several, `keep_resident` with the learner beside it."""
     from forebay.solvers.compose import Place, Sampling, SolidStudy, make_linear, make_solid
     from forebay.solvers.problems import load_problem
     from forebay.solvers.problems.solid import is_solid
 
     name, options, table = spec.study.problem.name, spec.study.problem.options, spec.study.solver
     problem: Any = load_problem(name, options, folder=spec.study_folder)
-    sampling = Sampling(spec.study.seed, spec.plan.chunks, spec.study.design)
+    sampling = Sampling(spec.study.seed, spec.plan.chunks, spec.study.design, spec.study.faults.redraws)
     if not is_solid(problem):
-        return make_linear(problem, table, sampling, Place(spec.study_folder, spec.folder, threads))
+        return make_linear(problem, table, sampling, Place(spec.study_folder, spec.folder, threads, keep_resident))
     solid = SolidStudy(name, options, spec.study_folder, spec.folder, table)
     full = None
     if table.rom.ranks > 1:
@@ -108,9 +107,20 @@ def load_block(spec: RunSpec, key: BlockKey) -> Block:
     return DatasetReader(spec.dataset(split)).read_block(chunk)
 
 
-def make_learner(spec: RunSpec, *, clock_zero: float, resume: bool) -> StreamLearner:
+def make_team(spec: RunSpec, rank: int, address: str | None) -> Team:
+    """The learners that train together, seen from one of them; waits until all have come to `address`."""
+    from forebay.learners.device import learner_device
+    from forebay.learners.team import Solo, TorchTeam
+
+    ranks = spec.study.learner.ranks
+    if ranks == 1 or address is None:
+        return Solo()
+    return TorchTeam(rank, ranks, address, learner_device(spec.study.learner.device))
+
+
+def make_learner(spec: RunSpec, *, clock_zero: float, resume: bool, team: Team | None = None) -> StreamLearner:
     """The torch stack; with `resume`, as the latest checkpoint left it (or fresh when there is none)."""
-    from forebay.learners.learner import StreamLearner
+    from forebay.learners.learner import SOLO, StreamLearner
 
     return StreamLearner.open(
         spec.learned,
@@ -124,4 +134,5 @@ def make_learner(spec: RunSpec, *, clock_zero: float, resume: bool) -> StreamLea
         keep_checkpoints=spec.study.run.keep_checkpoints,
         load=lambda key: load_block(spec, key),
         resume=resume,
+        team=team or SOLO,
     )

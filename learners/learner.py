@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from forebay.learners.arrivals import Arrivals
 from forebay.learners.device import learner_device
 from forebay.learners.evaluate import Evaluation, evaluate, examples
 from forebay.learners.frames import frames_by_key, frames_of, ring_specs
 from forebay.learners.metrics import MetricsLog
-from forebay.learners.normalise import merge_moments
 from forebay.learners.ring import Ring
 from forebay.learners.step import TrainOptions, TrainState, make_state, train_step
 from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
@@ -79,10 +79,8 @@ class StreamLearner:
     """Frames that the latest block brought in."""
     _chunks: set[int] = field(default_factory=set, init=False)
     """Training chunks whose frames are all accounted for by the buffer."""
-    _normalised: set[int] = field(default_factory=set, init=False)
-    """Training chunks that the normaliser has seen."""
-    _arrived: SimpleQueue[tuple[int, Mapping[str, Any]]] = field(default_factory=SimpleQueue, init=False)
-    """Chunks and frames that it is still to see."""
+    _arrivals: Arrivals = field(init=False)
+    """Training chunks for the normaliser."""
     _threads: ThreadChoice = field(init=False)
     _clock: _Clock = field(default_factory=_Clock, init=False)
     _losses: list[float] = field(default_factory=list, init=False)
@@ -99,6 +97,7 @@ class StreamLearner:
 
     def __post_init__(self) -> None:
         self._threads = ThreadChoice(self.plan.learner_threads, self.plan.learner_threads_after)
+        self._arrivals = Arrivals(self.metrics.normalised)
 
     @classmethod
     def open(
@@ -153,7 +152,7 @@ class StreamLearner:
         checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
         if checkpoint is not None:
             learner._restore(checkpoint, load)
-        learner.metrics.begin(learner.batches, learner._normalised)
+        learner.metrics.begin(learner.batches, learner._arrivals.taken)
         return learner
 
     @property
@@ -260,6 +259,10 @@ class StreamLearner:
             return None
         self._save(shards)
         self.state.surrogate.save(self.folder / "surrogate")
+        self._keep_examples(evaluation)
+        return evaluation
+
+    def _keep_examples(self, evaluation: Evaluation) -> None:
         keys, data = self.validation.frames()
         shown = examples(self.state.surrogate, data, evaluation)
         steps = self.schema.steps
@@ -269,41 +272,28 @@ class StreamLearner:
         for coordinate in self.schema.coordinates:
             extra[f"coordinates/{coordinate.name}"] = coordinate.values
         np.savez_compressed(self.folder / "predictions.npz", **extra)
-        return evaluation
 
     def _prepare(self, block: Block) -> tuple[np.ndarray, Mapping[str, Any]]:
         keys, arrays = frames_of(block, self.schema, self.ring.device)
-        if block.chunk not in self._normalised and len(keys) and not self.state.surrogate.normaliser.frozen:
-            self._arrived.put((block.chunk, arrays))
+        if len(keys) and not self.state.surrogate.normaliser.frozen:
+            self._arrivals.put(block.chunk, arrays)
         return keys, arrays
 
     def _normalise(self) -> None:
-        """Let the normaliser see what has arrived.
-
-        Called between two steps by the thread that trains: a step's gradient needs the numbers that its forward pass
-        had, while blocks arrive whenever they like.
-        """
-        while True:
-            try:
-                chunk, arrays = self._arrived.get_nowait()
-            except Empty:
-                return
-            if chunk not in self._normalised:
-                self._normalised.add(chunk)
-                self.metrics.normalised(chunk)
-                self.state.surrogate.normaliser.update(arrays)
+        self._arrivals.into(self.state.surrogate.normaliser)
 
     def _train_together(self) -> None:
         """One round of the team: agree, then save, normalise, train or leave, all alike."""
         self._close_when_due()
         start = time.perf_counter()
         ready = self.ring.wait_data(self._share, timeout=WAIT_S)
-        news = not self._arrived.empty() and not self.state.surrogate.normaliser.frozen
+        normaliser = self.state.surrogate.normaliser
+        news = not self._arrivals.empty and not normaliser.frozen
         mine = Word(ready, self.ring.exhausted, not self._requests.empty(), bool(news), self._interrupted.is_set())
         word = self.team.agree(mine)
         self._over, self._leaving = word.exhausted, word.leave
         if word.news:
-            self._normalise_together()
+            self._arrivals.into_all(normaliser, self.team)
         if word.save:
             shards = self.team.gather(self._shard())
             if shards is not None:
@@ -313,21 +303,6 @@ class StreamLearner:
             self._train_one(timeout=0.0)
         else:
             self._clock.wait_s += time.perf_counter() - start
-
-    def _normalise_together(self) -> None:
-        """The normaliser of every member sees what has arrived at all of them, in the order of their ranks."""
-        normaliser = self.state.surrogate.normaliser
-        moments, frames = torch.zeros_like(normaliser.moments), 0
-        while not self._arrived.empty():
-            chunk, arrays = self._arrived.get_nowait()
-            if chunk not in self._normalised:
-                self._normalised.add(chunk)
-                self.metrics.normalised(chunk)
-                block, count = normaliser.moments_of(arrays)
-                moments, frames = merge_moments(moments, block), frames + count
-        for theirs, count in self.team.exchange(moments, frames):
-            if count:
-                normaliser.take(theirs, count)
 
     @property
     def _share(self) -> int:
@@ -424,7 +399,7 @@ class StreamLearner:
         return {
             "buffer": self.ring.to_dict(),
             "ingested_chunks": sorted(self._chunks),
-            "normalised_chunks": sorted(self._normalised),
+            "normalised_chunks": sorted(self._arrivals.taken),
         }
 
     def _save(self, shards: list[dict[str, Any]] | None = None) -> tuple[int, Path]:
@@ -453,6 +428,6 @@ class StreamLearner:
             return  # it was saved before this one had anything
         shard = shards[self.team.rank]
         self._chunks = set(shard["ingested_chunks"])
-        self._normalised = set(shard["normalised_chunks"])
+        self._arrivals.taken.update(shard["normalised_chunks"])
         fetch = frames_by_key(load, self.schema, self.plan.chunks["train"].size)
         self.ring.refill(shard["buffer"], fetch)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from forebay.learners.metrics import draws_file
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.journal import read_lines
 
@@ -31,6 +32,26 @@ class ScheduledBatch:
     threads: int
     normalised: tuple[int, ...]
     """Chunks that the normaliser takes in before it, in order."""
+
+
+def read_team_schedule(run: Path, ranks: int) -> list[ScheduledBatch]:
+    """The whole batches of a run's learners: the shares of all ranks, one after the other.
+
+    Batches that not all ranks have written down are left out: the run was killed within one.
+
+    Raises:
+        RunError: as `read_schedule`.
+    """
+    shares = [read_schedule(draws_file(run, rank)) for rank in range(ranks)]
+    return [
+        ScheduledBatch(
+            batches[0].number,
+            np.concatenate([batch.keys for batch in batches]),
+            batches[0].threads,
+            tuple(chunk for batch in batches for chunk in batch.normalised),
+        )
+        for batches in zip(*shares, strict=False)
+    ]
 
 
 def read_schedule(path: Path) -> list[ScheduledBatch]:

@@ -17,6 +17,8 @@ class FlowMeter:
     clock: Callable[[], float]
     writer_busy_s: Callable[[], float] = lambda: 0.0
     spilled_bytes: Callable[[], int] = lambda: 0
+    blocks_near: Callable[[], int] = lambda: 0
+    """Blocks that were fed to a learner on the node where they were made."""
     every_s: float = 2.0
     solved: int = field(default=0, init=False)
     stored: int = field(default=0, init=False)
@@ -53,4 +55,5 @@ class FlowMeter:
             solver_busy_s=self.solver_busy_s,
             writer_busy_s=self.writer_busy_s(),
             spilled_bytes=self.spilled_bytes(),
+            blocks_near=self.blocks_near(),
         )

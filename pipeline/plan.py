@@ -55,8 +55,8 @@ class Plan:
     _batch_size: int = 1
 
 
-def make_plan(study: Study, schema: Schema, *, cores: int | None = None) -> Plan:
-    """Resolve what the study leaves open.
+def make_plan(study: Study, schema: Schema, *, cores: int | None = None, node_cores: int | None = None) -> Plan:
+    """Resolve what the study leaves open; on a cluster of `cores` cores the learner has the `node_cores` of one node.
 
     Raises:
         StudyError: sizes that cannot work together (a buffer that never fills a batch, no core left for a solver).
@@ -70,7 +70,16 @@ def make_plan(study: Study, schema: Schema, *, cores: int | None = None) -> Plan
     scalars = len(schema.parameters) + (1 if schema.times else 0)
     frame_bytes = sum(f.nbytes for f in (*schema.inputs, *_learned(study, schema).outputs)) + 4 * scalars
     capacity, threshold = _buffer_sizes(study, frames, frame_bytes)
-    threads = min(study.learner.threads, cores)
+    node_cores = min(node_cores or cores, cores)
+    threads = min(study.learner.threads, node_cores)
+    ranks = study.learner.ranks
+    if study.learner.batch_size % ranks:
+        raise StudyError(
+            f"learner.batch_size = {study.learner.batch_size} cannot be shared by learner.ranks = {ranks}; use a "
+            f"multiple of it, such as {-(-study.learner.batch_size // ranks) * ranks}"
+        )
+    if ranks > 1 and study.run.executor == "local":
+        raise StudyError(f"learner.ranks = {ranks} needs a process each, and run.executor = 'local' has one; use 'ray'")
     return Plan(
         chunks={"train": train, "validation": validation},
         frames=frames,
@@ -79,12 +88,22 @@ def make_plan(study: Study, schema: Schema, *, cores: int | None = None) -> Plan
         threshold=threshold,
         batches=study.learner.batches or max(1, frames // study.learner.batch_size),
         cores=cores,
-        solvers=study.solver.actors or max(1, (cores - threads) // study.solver.rom.ranks),
+        solvers=study.solver.actors or _actors(cores, node_cores, threads * ranks, study.solver.rom.ranks),
         learner_threads=threads,
-        learner_threads_after=min(study.learner.threads_after_production or cores, cores),
+        learner_threads_after=min(
+            study.learner.threads_after_production or max(threads, node_cores // ranks), node_cores
+        ),
         block_bytes=size * schema.sample_nbytes,
         _batch_size=study.learner.batch_size,
     )
+
+
+def _actors(cores: int, node_cores: int, threads: int, ranks: int) -> int:
+    """Solver actors that fit beside the learner, each with all of its ranks on one node."""
+    elsewhere = cores - node_cores
+    if ranks > 1:
+        elsewhere = elsewhere // node_cores * (node_cores // ranks)
+    return max(1, ((node_cores - threads) // ranks if node_cores > threads else 0) + elsewhere)
 
 
 def _learned(study: Study, schema: Schema) -> Schema:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from forebay.pipeline.records import Block, Schema, Split
+from forebay.pipeline.records import Block, Care, Schema, Split
 
 Symmetry = Literal["spd", "symmetric", "general"]
 Draw = Mapping[str, np.ndarray]
@@ -90,8 +90,14 @@ class StructuredProblem(Protocol):
 class Solver(Protocol):
     """Makes certified blocks; owns one problem and its reused structures."""
 
-    def solve_block(self, split: Split, chunk: int) -> Block:
-        """Draw, assemble, solve and certify the samples of one chunk."""
+    def solve_block(
+        self, split: Split, chunk: int, *, care: Care | None = None, mark: Callable[[int | None], None] | None = None
+    ) -> Block:
+        """Draw, assemble, solve and certify the samples of one chunk.
+
+        `mark` is told the id of every sample before it is touched, and None afterwards, so that whoever survives a
+        crash knows which sample it was at.
+        """
         ...
 
 

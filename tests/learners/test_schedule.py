@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from forebay.learners.schedule import read_schedule
+from forebay.learners.schedule import read_schedule, read_team_schedule
 from forebay.pipeline.errors import RunError
 
 
@@ -69,3 +69,11 @@ def test_a_missing_batch_and_a_missing_file_are_told(tmp_path):
         read_schedule(written(tmp_path, begin(0), batch(1, 1), batch(3, 3)))
     with pytest.raises(RunError, match="batch 1 is missing or incomplete"):
         read_schedule(written(tmp_path, {"batch": 1, "keys": [1]}))  # as written by version 0.2
+
+
+def test_the_shares_of_a_team_are_one_batch_and_what_one_of_them_lacks_does_not_count(tmp_path):
+    written(tmp_path, begin(0), {"normalised": 0}, batch(1, 1, 2), batch(2, 3, 4), batch(3, 5, 6))
+    second = [begin(0), {"normalised": 7}, batch(1, 11, 12), {"normalised": 8}, batch(2, 13, 14)]
+    (tmp_path / "draws-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in second))
+    assert numbers(read_team_schedule(tmp_path, 2)) == [(1, [1, 2, 11, 12], (0, 7)), (2, [3, 4, 13, 14], (8,))]
+    assert len(read_team_schedule(tmp_path, 1)) == 3

@@ -280,3 +280,22 @@ def test_a_device_in_a_worker_is_refused(run):
     with pytest.raises(ValueError, match="device = 'meta' in a worker of a DataLoader: give device='cpu' and move"):
         next(iter(loader))
     assert next(iter(StreamDataset(run, batch_size=8, device="meta")))["u"].device.type == "meta"
+
+
+# -- memory of the batches ---------------------------------------------------------------------------------------------
+
+
+def test_memory_is_used_again_when_nobody_holds_the_batch_any_more(run):
+    addresses = [batch["u"].data_ptr() for batch in StreamDataset(run, batch_size=8, batches=5)]
+    assert len(set(addresses)) <= 2
+
+
+@pytest.mark.parametrize("hold", [lambda u: u, lambda u: u[1:], lambda u: u.numpy(), lambda u: u.view(-1)])
+def test_a_batch_that_is_held_keeps_its_values(run, ids_of, hold):
+    held, ids, stream = [], [], StreamDataset(run, batch_size=8, batches=20)
+    for batch in stream:
+        ids.append(ids_of([batch]))
+        held.append(hold(batch["u"]))
+    for view, samples in zip(held, ids, strict=True):
+        whole = np.stack([sample_arrays(SCHEMA, i)["u"] for i in samples])
+        assert np.array_equal(np.asarray(view), np.asarray(hold(torch.from_numpy(whole))))
