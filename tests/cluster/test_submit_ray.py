@@ -97,7 +97,7 @@ def test_a_job_is_stopped_gracefully_and_gone_on_with_to_its_end_and_leaves_no_t
     address, secured = cluster
     study = braked_study(tmp_path, samples=400, batches=60)
     run = tmp_path / "elsewhere" / "run"
-    sets = ["--set", "learner.batches=50"]
+    sets = ["--set", "learner.batches=50", "--set", "dataset.block_samples=2"]
     sent = forebay("submit", "--ray", address, "--no-follow", study, "--folder", run, *sets)
     assert sent.returncode == 0, sent.stdout + sent.stderr
     assert f"run folder on the cluster: {run}" in sent.stdout

@@ -42,7 +42,7 @@ class Spy:
         if "SLURM_STEP_ID" in os.environ:  # in an actor of a node, not where the study is checked
             self._note()
             if (Path(self.notes) / "brake").exists():
-                time.sleep(0.1)
+                time.sleep(0.5)
         indptr, indices = self.pattern()
         rows = np.repeat(np.arange(self.n), np.diff(indptr))
         values[:] = np.where(rows == indices, 2.0 + draw["parameters"][0], -1.0)

@@ -44,7 +44,7 @@ batches = 60
 [learner.model]
 name = "mlp"
 [dataset]
-block_samples = 8
+block_samples = 2
 [run]
 publish_every_s = 0.2
 [cluster]
@@ -199,7 +199,7 @@ def test_a_run_on_two_nodes_survives_its_time_limit_and_a_stop(forebay, tmp_path
     assert all(note["ranks"] == 2 and note["sum"] == [2.0] * 3 and note["seen"] == [] for note in told), told
 
     stored = Counter((line["split"], line["chunk"]) for line in events(run, "block_stored"))
-    assert len(stored) == 61
+    assert len(stored) == 244
     assert set(stored.values()) == {1}
     verified = forebay("dataset", "verify", run, "--samples", 2)
     assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -36,7 +36,7 @@ class Braked:
 
     def assemble(self, draw, values, rhs):
         if Path(self.brake).exists():
-            time.sleep(0.1)
+            time.sleep(0.25)
         indptr, indices = self.pattern()
         rows = np.repeat(np.arange(self.n), np.diff(indptr))
         values[:] = np.where(rows == indices, 2.0 + draw["parameters"][0], -1.0)
