@@ -18,14 +18,21 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from forebay.pipeline.chunks import chunk_bytes, leftovers, read_chunk, write_atomically, write_chunk
+from forebay.pipeline.chunks import (
+    chunk_bytes,
+    chunk_parts,
+    leftovers,
+    read_chunk,
+    write_all_atomically,
+    write_atomically,
+)
 from forebay.pipeline.dataset_layout import (
     FIELD_DTYPE,
     OURS,
@@ -82,8 +89,8 @@ class DatasetWriter:
             )
         for name in layout.fields:
             self._check(block, name, len(ids))
-        for name in layout.fields:
-            write_chunk(layout.chunk_file(self._path, name, block.chunk), block.arrays[name], rows=plan.size)
+        files = [(layout.chunk_file(self._path, name, block.chunk), block.arrays[name]) for name in layout.fields]
+        write_all_atomically([(file, chunk_parts(array, rows=plan.size, path=file)) for file, array in files])
 
     def _check(self, block: Block, name: str, count: int) -> None:
         expected = (count, *self._layout.schema.sample_shape(name))
@@ -223,8 +230,8 @@ class DatasetCoordinator:
             self._write_documents()
             self._named_methods = len(self._methods)
         # The outcome comes last: it is what tells a later process that a row's other records are there.
-        for name in sorted(self._columns, key=lambda name: name == "outcome"):
-            self._write_tail(name)
+        self._write_tails(name for name in self._columns if name != "outcome")
+        self._write_tails(["outcome"])
         if samples != self._published:
             for array in arrays_of(self._document).values():
                 if array["dimension_names"][0] == "sample":
@@ -280,11 +287,15 @@ class DatasetCoordinator:
             self._methods.append(method)
         return self._methods.index(method)
 
-    def _write_tail(self, name: str) -> None:
-        column = self._columns[name]
-        for k in sorted(self._dirty):
-            file = array_chunk_file(self.path, name, (k,) if column.ndim == 1 else (k, 0))
-            write_chunk(file, column[k * ROWS : (k + 1) * ROWS])
+    def _write_tails(self, names: Iterable[str]) -> None:
+        files = []
+        for name in names:
+            column = self._columns[name]
+            for k in sorted(self._dirty):
+                file = array_chunk_file(self.path, name, (k,) if column.ndim == 1 else (k, 0))
+                files.append((file, chunk_parts(column[k * ROWS : (k + 1) * ROWS], path=file)))
+        if files:
+            write_all_atomically(files)
 
     def _check_stored(self, chunk: int) -> None:
         for name in self.layout.fields:
@@ -298,9 +309,13 @@ class DatasetCoordinator:
                 )
 
     def _write_documents(self) -> None:
-        for name, array in arrays_of(self._document).items():
-            if array["dimension_names"][0] == "sample":
-                write_atomically(self.path / name / "zarr.json", [json.dumps(array, indent=2).encode()])
+        growing = {n: a for n, a in arrays_of(self._document).items() if a["dimension_names"][0] == "sample"}
+        write_all_atomically(
+            [
+                (self.path / name / "zarr.json", [json.dumps(array, indent=2).encode()])
+                for name, array in growing.items()
+            ]
+        )
         write_atomically(self.path / "zarr.json", [json.dumps(self._document, indent=2).encode()])
 
     def _restore(self) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import zarr
 from zarr.errors import ZarrUserWarning
 
-from forebay.pipeline.chunks import sync_folder, write_chunk
+from forebay.pipeline.chunks import sync_all, sync_folder, write_chunk
 from forebay.pipeline.dataset_layout import (
     CARD,
     COLUMNS,
@@ -179,10 +179,8 @@ def _check_raw(folder: Path) -> None:
 
 def _prepare_chunk_folders(folder: Path) -> None:
     """Make the parents that writers share, and every document, durable before the group gets its name."""
-    for document in sorted(folder.rglob("zarr.json")):
-        with open(document, "rb") as file:
-            os.fsync(file.fileno())
+    documents = sorted(folder.rglob("zarr.json"))
+    for document in documents:
         if document.parent != folder:
             (document.parent / "c").mkdir(exist_ok=True)
-        sync_folder(document.parent)
-    sync_folder(folder)
+    sync_all([*documents, *(document.parent for document in documents)])

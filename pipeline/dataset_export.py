@@ -24,7 +24,7 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from forebay.pipeline.chunks import sync_folder
+from forebay.pipeline.chunks import sync_all, sync_folder
 from forebay.pipeline.dataset_layout import dataset_folders
 from forebay.pipeline.dataset_reader import DatasetReader
 from forebay.pipeline.errors import DatasetError
@@ -262,8 +262,5 @@ def _check_space(target: Path, nbytes: int) -> None:
 
 def _sync(folder: Path) -> None:
     """Make every file below a folder durable, and every name."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with open(Path(parent, name), "rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(parent))
+    entries = [(Path(parent), names) for parent, _, names in os.walk(folder)]
+    sync_all(path for parent, names in entries for path in (*(parent / name for name in names), parent))

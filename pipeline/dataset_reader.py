@@ -6,8 +6,9 @@ that somebody repacked (compressed, sharded) goes through the zarr library.  Bot
 
 from __future__ import annotations
 
+import resource
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,10 +33,12 @@ from forebay.pipeline.dataset_trust import check_array, check_links, check_memor
 from forebay.pipeline.errors import DatasetError
 from forebay.pipeline.records import Block, ChunkPlan, Outcome, Schema, SolveRecord
 
-MAPS = 256
-"""Chunk files mapped at a time; each costs one file descriptor, of which a process usually has 1024."""
+MAPS = 4096
+"""Chunk files mapped at a time, at most; each costs a file descriptor, of which a reader takes a quarter."""
+AT_ONCE = 256
+"""Rows that are copied in one go; as many more chunk files may be mapped meanwhile."""
 COPY_EACH = 2048
-"""Rows of at least that many bytes are copied one by one; indexing with arrays would copy them twice."""
+"""Rows of at least that many bytes are copied one by one; for shorter ones a call each costs more than it saves."""
 
 
 class RowSource(Protocol):
@@ -65,7 +68,7 @@ class DatasetReader:
 
     def __init__(self, path: Path | str, *, maps: int | None = None) -> None:
         self.path = Path(path)
-        self._most_maps = MAPS if maps is None else maps
+        self._most_maps = _affordable_maps() if maps is None else maps
         self.refresh()
 
     def refresh(self) -> int:
@@ -282,6 +285,11 @@ def _open(kind: type[DatasetReader], path: Path, maps: int) -> DatasetReader:
     return kind(path, maps=maps)
 
 
+def _affordable_maps() -> int:
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAPS if descriptors == resource.RLIM_INFINITY else max(1, min(MAPS, descriptors // 4))
+
+
 class _Maps:
     """Chunk files that are mapped, at most so many of all arrays together; the oldest gives way."""
 
@@ -292,14 +300,16 @@ class _Maps:
     def __len__(self) -> int:
         return len(self._held)
 
-    def chunk(self, name: str, number: int, mapped: Callable[[], np.ndarray]) -> np.ndarray:
-        """A chunk of an array, from `mapped()` unless it is held."""
-        found = self._held.get((name, number))
-        if found is None:
-            found = self._held[name, number] = mapped()
-            if len(self._held) > self._most:
-                self._held.popitem(last=False)
-        return found
+    def get(self, key: tuple[str, int]) -> np.ndarray | None:
+        """The chunk of an array's name and its number, if it is held."""
+        return self._held.get(key)
+
+    def keep(self, key: tuple[str, int], chunk: np.ndarray) -> np.ndarray:
+        """Hold a chunk from now on."""
+        self._held[key] = chunk
+        if len(self._held) > self._most:
+            self._held.popitem(last=False)
+        return chunk
 
 
 class _RawRows:
@@ -312,29 +322,43 @@ class _RawRows:
         self._tail = tuple(0 for _ in self._shape[1:])
 
     def gather(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None = None) -> None:
+        long = len(rows) > 0 and out[:1].nbytes >= COPY_EACH and out.flags.c_contiguous
+        # Many rows in any order are taken chunk by chunk, so that no file is mapped again and again.
+        if long and (len(rows) <= AT_ONCE or bool((rows[1:] >= rows[:-1]).all())):
+            for start in range(0, len(rows), AT_ONCE):
+                part = slice(start, start + AT_ONCE)
+                self._copy_each(rows[part], out[part], None if steps is None else steps[part])
+        else:
+            self._copy_by_chunk(rows, out, steps)
+
+    def _copy_each(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None) -> None:
+        """One copy of each row, all in one call of numpy; indexing with arrays would copy them twice."""
+        chunks, offsets = (part.tolist() for part in np.divmod(rows, self._shape[0]))
+        if steps is None:
+            views = [self._chunk(number)[at : at + 1] for number, at in zip(chunks, offsets, strict=True)]
+        else:
+            places = zip(chunks, offsets, steps.tolist(), strict=True)
+            views = [self._chunk(number)[at, step : step + 1] for number, at, step in places]
+        np.concatenate(views, out=out)
+
+    def _copy_by_chunk(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None) -> None:
         chunks, offsets = np.divmod(rows, self._shape[0])
-        # Chunk by chunk, so that only a bounded number of files is mapped however many rows are wanted.
         order = np.argsort(chunks, kind="stable")
         ends = np.flatnonzero(np.diff(chunks[order], append=-1)) + 1
         start = 0
         for end in ends.tolist():
             places = order[start:end]
             index = (offsets[places],) if steps is None else (offsets[places], steps[places])
-            self._copy(self._chunk(int(chunks[places[0]])), index, places, out)
+            out[places] = self._chunk(int(chunks[places[0]]))[index]
             start = end
 
-    def _copy(self, chunk: np.ndarray, index: tuple[np.ndarray, ...], places: np.ndarray, out: np.ndarray) -> None:
-        if out[:1].nbytes < COPY_EACH:
-            out[places] = chunk[index]
-            return
-        for place, at in zip(places.tolist(), zip(*(i.tolist() for i in index), strict=True), strict=True):
-            out[place] = chunk[at]
-
-    def _chunk(self, chunk: int) -> np.ndarray:
-        file = array_chunk_file(self._group, self._name, (chunk, *self._tail))
-        return self._maps.chunk(
-            self._name, chunk, lambda: read_chunk(file, self._dtype, self._shape, within=self._group)
-        )
+    def _chunk(self, number: int) -> np.ndarray:
+        key = (self._name, number)
+        found = self._maps.get(key)
+        if found is not None:
+            return found
+        file = array_chunk_file(self._group, self._name, (number, *self._tail))
+        return self._maps.keep(key, read_chunk(file, self._dtype, self._shape, within=self._group))
 
 
 class _ZarrRows:

@@ -23,6 +23,7 @@ CLAIMS = (
     "batched_cpu",
     "batched_gpu",
     "cubature_scaling",
+    "dataset_io",
     "dcdm",
     "fno_step",
     "indicator",
@@ -255,3 +256,19 @@ def test_the_fourier_steps_compute_the_same_and_are_timed(benchmark):
     steps = benchmark("fno_step").contenders(32, 4)
     assert {"own", "own, bf16", "plain rfft2"} <= set(steps)
     assert all(step() > 0 for step in steps.values())
+
+
+# -- the data set's files ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_writer_and_reader_is_measured_on_equal_fields(benchmark, report, tmp_path):
+    module = benchmark("dataset_io")
+    sizes = module.Sizes(written_bytes=16 << 20, stored_bytes=16 << 20, seconds=0.01, repeats=1)
+    ratios = module.measure(report, module.Case(128, 16 << 20), sizes, tmp_path)
+    assert ratios.write > 0
+    assert ratios.read > 0
+    assert ratios.best not in (module.OURS, module.COPY)
+    found = rows(report)
+    assert {*module.WRITERS, *module.COLD, "ours, StreamDataset", "xarray", "tensorstore"} <= set(found)
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from forebay.pipeline import chunks
-from forebay.pipeline.chunks import leftovers, read_chunk, write_atomically, write_chunk
+from forebay.pipeline.chunks import leftovers, read_chunk, write_all_atomically, write_atomically, write_chunk
 from forebay.pipeline.errors import DatasetError
 
 F4 = np.dtype(np.float32)
@@ -79,11 +79,48 @@ def test_every_rename_comes_after_the_file_is_durable_and_before_the_folder_is(t
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
     write_chunk(tmp_path / "17" / "0", np.zeros(3, np.float32))
-    (made, parent), (wrote, temporary), (renamed, source), (sealed, folder) = steps
-    assert (made, wrote, renamed, sealed) == ("fsync", "fsync", "rename", "fsync")
-    assert parent == str(tmp_path), "the new folder's name must be durable too"
+    (wrote, temporary), (renamed, source), *sealed = steps
+    assert (wrote, renamed) == ("fsync", "rename")
     assert temporary == source
-    assert folder == str(tmp_path / "17")
+    folders = {("fsync", str(tmp_path / "17")), ("fsync", str(tmp_path))}
+    assert set(sealed) == folders, "the new folder's name must be durable too"
+
+
+def test_files_that_belong_together_are_all_durable_before_the_first_is_renamed(tmp_path, monkeypatch):
+    steps = []
+    real_fsync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (steps.append("fsync"), real_fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda *names: (steps.append("rename"), real_replace(*names)))
+    files = [(tmp_path / name / "c" / str(k), [bytes([k])]) for name in "au" for k in range(3)]
+    write_all_atomically(files)
+    assert steps[:12] == ["fsync"] * 6 + ["rename"] * 6
+    assert steps[12:] == ["fsync"] * 5, "a/c, u/c, a, u, and the folder above, once each"
+    assert [path.read_bytes() for path, _ in files] == [parts[0] for _, parts in files]
+
+
+def test_of_files_that_belong_together_those_without_a_name_leave_nothing(tmp_path, monkeypatch):
+    real_replace = os.replace
+
+    def denied(source, target):
+        if str(target).endswith("1"):
+            raise OSError(errno.EACCES, "Permission denied")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", denied)
+    with pytest.raises(DatasetError, match=r"cannot write .*/1: Permission denied \(7 bytes needed"):
+        write_all_atomically([(tmp_path / str(k), [b"x" * (6 + k)]) for k in range(3)])
+    assert sorted(os.listdir(tmp_path)) == ["0"]
+
+
+def test_a_disk_that_fails_in_one_of_several_files_is_told(tmp_path, monkeypatch):
+    def failing(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").split(".")[1] == "2":
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(DatasetError, match="Input/output error"):
+        write_all_atomically([(tmp_path / str(k), [b"x"]) for k in range(40)])
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_write_that_fails_leaves_neither_the_file_nor_a_temporary_one(tmp_path, monkeypatch):
