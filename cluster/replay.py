@@ -53,6 +53,7 @@ def replay(run: Path, overrides: Sequence[str] = (), folder: Path | None = None)
     """
     from forebay.cluster.launch import reopen
     from forebay.learners.schedule import read_team_schedule
+    from forebay.learners.weights import same_weights
 
     run = run.resolve()
     spec = reopen(run).spec
@@ -68,7 +69,7 @@ def replay(run: Path, overrides: Sequence[str] = (), folder: Path | None = None)
         evaluation = made.run(lambda batch, loss: bars.update(task, completed=batch, note=f"loss {loss:.4f}"))
     made.metrics.close()
     # Gradients that several learners averaged are those of the whole batch within rounding alone.
-    equal = _same_weights(run / "surrogate", folder / "surrogate") if not overrides and ranks == 1 else None
+    equal = same_weights(run / "surrogate", folder / "surrogate") if not overrides and ranks == 1 else None
     result = Replayed(folder, len(schedule), time.monotonic() - start, _online_error(run), evaluation, equal)
     _write(folder, result)
     return result
@@ -117,8 +118,6 @@ def describe(result: Replayed) -> str:
 
 
 def _make(spec: RunSpec, study: Study, schedule: list[ScheduledBatch], folder: Path) -> Replay:
-    import torch
-
     from forebay.cluster.specs import load_block
     from forebay.learners.device import learner_device
     from forebay.learners.losses import make_loss
@@ -135,7 +134,6 @@ def _make(spec: RunSpec, study: Study, schedule: list[ScheduledBatch], folder: P
     training = TrainOptions.from_study(options, batches=options.batches or spec.plan.batches)
     make_loss(training.loss, io)
     device = learner_device(options.device)
-    torch.set_num_threads(schedule[0].threads if schedule else 1)
     config = SurrogateConfig(io, options.model.name, options.model.options, options.freeze_normaliser_after)
     surrogate = Surrogate(config, seed=sample_seed(study.seed, "weights", 0) % 2**63).to(device)
     frames = FrameStore(
@@ -193,16 +191,6 @@ def _bars() -> Bars:
         TextColumn("{task.fields[note]}"),
         console=make_console(),
     )
-
-
-def _same_weights(first: Path, second: Path) -> bool | None:
-    name = "weights.safetensors"
-    if not (first / name).exists():
-        return None
-    from safetensors.torch import load_file
-
-    a, b = load_file(first / name), load_file(second / name)
-    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
 
 
 def _online_error(run: Path) -> float | None:

@@ -157,6 +157,14 @@ def save_surrogate(surrogate: Surrogate, folder: Path) -> Path:
     return folder
 
 
+def same_weights(first: Path, second: Path) -> bool | None:
+    """Do two folders of shipped surrogates hold the same tensors, bit for bit?  None where one holds none."""
+    if not all((folder / _WEIGHTS).exists() for folder in (first, second)):
+        return None
+    a, b = load_file(first / _WEIGHTS), load_file(second / _WEIGHTS)
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
 def load_surrogate(folder: Path, *, device: str | torch.device = "cpu") -> Surrogate:
     """Read a shipped surrogate, a checkpoint, or the newest of a folder of checkpoints.
 
