@@ -22,6 +22,7 @@ from forebay.cluster.actors.preconditioner import PreconditionerActor
 from forebay.cluster.actors.solver import SolverActor
 from forebay.cluster.actors.writer import WriterActor
 from forebay.cluster.marks import read_mark
+from forebay.cluster.ready import ReadyQueue, get_all
 from forebay.cluster.routing import Router
 from forebay.cluster.specs import RunSpec, gpu_share, trains_preconditioner
 from forebay.cluster.spilling import SpillWatch
@@ -112,6 +113,7 @@ class RayExecutor:
     _made_by: dict[BlockKey, str] = field(default_factory=dict, init=False)
     """Solvers of blocks that are to be fed."""
     _waiting: dict[Any, _Pending] = field(default_factory=dict, init=False)
+    _ready: ReadyQueue = field(default_factory=ReadyQueue, init=False)
     _blocks: dict[BlockKey, Any] = field(default_factory=dict, init=False)
     """References of blocks that are being solved or stored, or were stored in the event before."""
     _handed_over: list[BlockKey] = field(default_factory=list, init=False)
@@ -146,7 +148,7 @@ class RayExecutor:
             self._trainer = trainer.remote(self.spec)
             needed.append(self._trainer.ready.remote())
         try:
-            _get_all(needed)
+            get_all(needed)
             self._settle_in(ray.get(learners[0])[1])
             ready = self._first_ready(list(waiting))
             self._homes |= {waiting[reference]: ray.get(reference) for reference in ready}
@@ -223,14 +225,8 @@ class RayExecutor:
             return self._events.popleft()
         if time.monotonic() - self._ticked_s >= TICK_S:
             return self._tick()
-        if self._waiting:
-            ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=TICK_S)
-        else:
-            ready = []
-            time.sleep(TICK_S)
-        if not ready:
-            return self._tick()
-        return self._event_of(ready[0], self._waiting.pop(ready[0]))
+        reference = self._ready.next(self._waiting, TICK_S)
+        return self._tick() if reference is None else self._event_of(reference, self._waiting.pop(reference))
 
     def _tick(self) -> Event:
         self._ticked_s = time.monotonic()
@@ -378,13 +374,6 @@ class RayExecutor:
             case Store(key=key) | Feed(key=key):
                 return BlockLost(key, reason)
         return self._on_actor_lost(pending, reason)
-
-
-def _get_all(references: list[Any]) -> None:
-    """Wait for all, and raise as soon as one has failed: the others may wait for it."""
-    while references:
-        done, references = ray.wait(references, num_returns=1)
-        ray.get(done)
 
 
 def _reason(error: RayError) -> str:

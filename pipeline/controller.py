@@ -23,7 +23,8 @@ that the checkpoint does not account for.  `losses.py` counts, and `Losses.decid
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -61,6 +62,9 @@ from forebay.pipeline.messages import (
 )
 from forebay.pipeline.records import ChunkPlan, Split
 
+QUEUE = 2
+"""Blocks that a solver has at most: one to work on and one in its queue."""
+
 
 @dataclass(slots=True)
 class Controller:
@@ -92,6 +96,13 @@ class Controller:
     _storing: set[BlockKey] = field(default_factory=set, init=False)
     _able: set[str] = field(default_factory=set, init=False)
     """Solvers that can work now."""
+    _load: dict[str, int] = field(default_factory=dict, init=False)
+    """Blocks that each solver is at or has in its queue."""
+    _place: dict[str, int] = field(default_factory=dict, init=False)
+    _listed: set[tuple[int, int]] = field(default_factory=set, init=False)
+    _free: list[tuple[int, int]] = field(default_factory=list, init=False)
+    """Heap of (load, place in `solvers`) of those with room for a block; an entry that no longer holds is dropped when
+    it comes up.  Of thousands of solvers none has to be looked at that is not chosen."""
     _learner_ready: bool = field(default=True, init=False)
     _phase: Literal["validation", "training"] = field(default="validation", init=False)
     _production_ended: bool = field(default=False, init=False)
@@ -106,7 +117,9 @@ class Controller:
         self._stored = set(self.stored)
         self._ingested = set(self.ingested)
         self._training_ended = self.batches_ended
-        self._able = set(self.solvers if self.ready is None else self.ready)
+        self._place = {name: place for place, name in enumerate(self.solvers)}
+        for name in self.solvers if self.ready is None else self.ready:
+            self._welcome(name)
         self._queue("validation")
         return self._proceed()
 
@@ -125,7 +138,7 @@ class Controller:
             case BlockLost(key=key, reason=reason):
                 return self._on_block_lost(key, reason)
             case SolverReady(solver=solver):
-                self._able.add(solver)
+                self._welcome(solver)
             case SolverLost():
                 return self._on_solver_lost(event)
             case WriterLost(reason=reason):
@@ -154,13 +167,18 @@ class Controller:
         assert not set(self._pending) & set(self._solving), "a chunk is pending and being solved"
         assert not set(self._pending) & self._stored & self._ingested, "a finished chunk is pending"
         assert not set(self._solving) & self._stored, "a stored chunk is solved again"
-        assert self._in_flight <= self._credit_limit, "more blocks in flight than credits"
+        assert self.in_flight <= self._credit_limit, "more blocks in flight than credits"
         assert self._storing <= set(self._open), "a block is being stored that nobody waits for"
+        loads = Counter(self._solving.values())
+        assert all(self._load[name] == loads[name] for name in self._able), "a solver's load is not what it solves"
+        rooms = {(self._load[name], self._place[name]) for name in self._able if self._load[name] < QUEUE}
+        assert rooms <= self._listed == set(self._free), "a solver has room that nobody knows of"
         fed = {key for key, todo in self._open.items() if todo == {"feed"}}
         assert self._phase == "training" or not any(k[0] == "train" for k in fed), "training before validation"
 
     @property
-    def _in_flight(self) -> int:
+    def in_flight(self) -> int:
+        """Blocks that are requested and not yet both stored and ingested."""
         return len(self._open)
 
     @property
@@ -190,7 +208,7 @@ class Controller:
 
     def _issue(self) -> list[Command]:
         commands: list[Command] = []
-        while self._pending and self._in_flight < self._credit_limit:
+        while self._pending and self.in_flight < self._credit_limit:
             key = self._pending[0]
             if key in self._stored:
                 if not self._learner_ready:
@@ -200,6 +218,7 @@ class Controller:
             elif (solver := self._least_loaded()) is not None:
                 self._open[key] = {"store"} if key[0] == "train" and self._training_ended else {"store", "feed"}
                 self._solving[key] = solver
+                self._shift(solver, 1)
                 commands.append(Solve(key, solver, self.losses.care.get(key)))
             else:
                 break
@@ -207,14 +226,27 @@ class Controller:
         return commands
 
     def _least_loaded(self) -> str | None:
-        """The solver with the fewest requests, if it has fewer than two: one to work on and one in its queue."""
-        load = dict.fromkeys((name for name in self.solvers if name in self._able), 0)
-        for busy in self._solving.values():
-            load[busy] += 1
-        if not load:
-            return None
-        name = min(load, key=load.__getitem__)
-        return name if load[name] < 2 else None
+        """The solver with the fewest requests, if it has room for one more; of equals the first."""
+        while self._free:
+            load, place = self._free[0]
+            name = self.solvers[place]
+            if name in self._able and self._load[name] == load:
+                return name
+            self._listed.discard(heapq.heappop(self._free))
+        return None
+
+    def _welcome(self, solver: str) -> None:
+        if solver not in self._able:
+            self._able.add(solver)
+            self._load[solver] = 0
+            self._shift(solver, 0)
+
+    def _shift(self, solver: str, by: int) -> None:
+        self._load[solver] += by
+        entry = (self._load[solver], self._place[solver])
+        if entry[0] < QUEUE and entry not in self._listed:
+            self._listed.add(entry)
+            heapq.heappush(self._free, entry)
 
     def _advance_phase(self) -> list[Command]:
         if self._phase == "validation":
@@ -235,6 +267,7 @@ class Controller:
         if self._solving.get(key) != event.solver:
             return []  # solved elsewhere meanwhile: this solver had been given up
         del self._solving[key]
+        self._shift(event.solver, -1)
         self._storing.add(key)
         self.losses.progress(event.solver)
         hopeless = self.losses.of_samples(event.records)
@@ -264,6 +297,7 @@ class Controller:
             del self._solving[key], self._open[key]
         self._pending.extendleft(reversed(lost))
         self._able.discard(event.solver)
+        self._load[event.solver] = 0
         size = self.plans[event.sample[0]].size if event.sample else 1
         hopeless = self.losses.of_solver(event, lost, size)
         if hopeless:
