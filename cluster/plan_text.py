@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
+from forebay.cluster.cluster_size import LEAST_STORE, SPARE, object_store_bytes
+from forebay.cluster.security import inside_cluster
 from forebay.cluster.terminal import make_console
 
 if TYPE_CHECKING:
     from forebay.cluster.launch import Prepared
+    from forebay.cluster.specs import RunSpec
 
 DIRECT_SECONDS_4096 = 1.5e-3
 """Sampling, assembly and direct solve of a 64 x 64 five-point system on one core of 2020s server hardware."""
@@ -73,12 +76,14 @@ def print_plan(prepared: Prepared) -> None:
         ("samples", f"{study.samples:,} in {plan.chunks['train'].chunks} blocks of {plan.chunks['train'].size}"),
         ("frames per sample", f"{schema.steps:,}"),
         ("validation samples", f"{study.validation.samples:,}, solved first"),
-        ("block", f"{plan.block_bytes / 2**20:.1f} MiB"),
+        ("block", _block_words(prepared.spec)),
         ("data set", f"{plan.dataset_bytes / 2**30:.2f} GiB"),
-        ("ring", f"{plan.capacity:,} frames, {plan.ring_bytes / 2**30:.2f} GiB, {study.buffer.policy}"),
+        ("ring", _ring_words(prepared.spec)),
         ("first draw after", f"{plan.threshold:,} frames"),
         ("batches", f"{plan.batches:,} of {study.learner.batch_size}; each frame used {plan.mean_uses:.1f} times"),
         ("model", f"{study.learner.model.name}, {expected.model_parameters:,} parameters"),
+        ("credits", _credit_words(prepared.spec)),
+        ("object store", _store_words(prepared.spec)),
         ("cores", f"{plan.cores}: {plan.solvers} solver(s), {plan.learner_threads} learner thread(s)"),
         ("solves (estimate)", f"{expected.solves_per_s:,.0f} per second"),
         ("training (estimate)", f"{expected.learner_frames_per_s:,.0f} frames per second"),
@@ -87,6 +92,56 @@ def print_plan(prepared: Prepared) -> None:
     console = make_console()
     console.print(table)
     console.print(_bottleneck(prepared, expected), highlight=False)
+
+
+def _block_words(spec: RunSpec) -> str:
+    train, wanted = spec.plan.chunks["train"], spec.study.dataset.block_mib
+    sample = spec.plan.block_bytes // train.size
+    return (
+        f"{_size(spec.plan.block_bytes)}: {train.size} samples of {_size(sample)} "
+        f"(dataset.block_samples, by default what fits into dataset.block_mib = {wanted:g})"
+    )
+
+
+def _ring_words(spec: RunSpec) -> str:
+    plan, ranks = spec.plan, spec.study.learner.ranks
+    words = (
+        f"{plan.capacity:,} frames of {_size(plan.frame_bytes)}, {_size(plan.ring_bytes)}, {spec.study.buffer.policy}"
+    )
+    if ranks == 1:
+        return words
+    share = plan.capacity // ranks
+    return f"{words}; each of {ranks} learners holds {share:,} frames, {_size(share * plan.frame_bytes)}"
+
+
+def _credit_words(spec: RunSpec) -> str:
+    plan = spec.plan
+    if spec.study.run.executor == "local":
+        return f"1 block at a time, {_size(plan.block_bytes)}: one process solves and trains in turn"
+    credits = spec.study.run.blocks_in_flight
+    total = credits * plan.solvers
+    return (
+        f"{credits} blocks a solver not yet both stored and handed to the learner (run.blocks_in_flight): {total} in "
+        f"all, {_size(total * plan.block_bytes)}"
+    )
+
+
+def _store_words(spec: RunSpec) -> str:
+    if spec.study.run.executor == "local":
+        return "none: blocks do not leave the process"
+    credits = spec.study.run.blocks_in_flight
+    needed = spec.plan.solvers * credits * spec.plan.block_bytes
+    least = f"; {_size(LEAST_STORE)} at least" if SPARE * needed < LEAST_STORE else ""
+    whose = "of every node; that of a running cluster stays as it was started" if inside_cluster() else "of this run"
+    return f"{_size(object_store_bytes(spec.plan, credits))} {whose} ({SPARE} x all blocks in flight{least})"
+
+
+def _size(count: float) -> str:
+    """Bytes in the unit in which they are short."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 2**power:
+            return f"{count / 2**power:.3g} {unit}" if count < 1000 * 2**power else f"{count / 2**power:,.0f} {unit}"
+    return f"{count:.0f} B"
 
 
 def _bottleneck(prepared: Prepared, expected: Forecast) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from forebay.cluster.tail import Tail
 from forebay.cluster.terminal import make_console
 from forebay.pipeline.messages import (
     BlockLost,
@@ -30,24 +29,6 @@ if TYPE_CHECKING:
     from forebay.pipeline.summary import Summary
 
 LINE_EVERY_S = 10.0
-
-
-@dataclass(slots=True)
-class Tail:
-    """The complete lines that were appended to a JSON-lines file since the last look."""
-
-    path: Path
-    _file: TextIO | None = field(default=None, init=False)
-    _rest: str = field(default="", init=False)
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Parsed lines."""
-        if self._file is None:
-            if not self.path.exists():
-                return []
-            self._file = self.path.open(encoding="utf-8")
-        *complete, self._rest = (self._rest + self._file.read()).split("\n")
-        return [json.loads(line) for line in complete if line]
 
 
 class Progress:
