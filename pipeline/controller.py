@@ -171,8 +171,10 @@ class Controller:
         assert self._storing <= set(self._open), "a block is being stored that nobody waits for"
         loads = Counter(self._solving.values())
         assert all(self._load[name] == loads[name] for name in self._able), "a solver's load is not what it solves"
+        assert all(load <= QUEUE for load in loads.values()), "a solver has more blocks than it may have"
         rooms = {(self._load[name], self._place[name]) for name in self._able if self._load[name] < QUEUE}
-        assert rooms <= self._listed == set(self._free), "a solver has room that nobody knows of"
+        assert rooms <= self._listed, "a solver has room that nobody knows of"
+        assert sorted(self._listed) == sorted(self._free), "an entry of the heap is in it twice, or not at all"
         fed = {key for key, todo in self._open.items() if todo == {"feed"}}
         assert self._phase == "training" or not any(k[0] == "train" for k in fed), "training before validation"
 
@@ -297,7 +299,6 @@ class Controller:
             del self._solving[key], self._open[key]
         self._pending.extendleft(reversed(lost))
         self._able.discard(event.solver)
-        self._load[event.solver] = 0
         size = self.plans[event.sample[0]].size if event.sample else 1
         hopeless = self.losses.of_solver(event, lost, size)
         if hopeless:
