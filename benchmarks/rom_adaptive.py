@@ -1,6 +1,6 @@
 """Claim: outside of its training a reduced model notices, asks the full model for a few steps, and stays right.
 
-Two parts, necked bar, one thread, processor time, training as in `rom_accuracy`, but with displacement modes down to
+Three parts, necked bar, one thread, processor time, training as in `rom_accuracy`, but with displacement modes down to
 3e-5 instead of 1e-4: far from the training a step more often needs the last of them.
 1. Single simulations outside of the training's ranges: errors without adaptation and with it, steps that the full model
    solved, time beside that of the full model.
@@ -8,6 +8,8 @@ Two parts, necked bar, one thread, processor time, training as in `rom_accuracy`
    within the tolerance, else the sample is solved in full and the model learns from it (`solvers.rom.tasks`, as in a
    run).  Its cost, everything included, beside solving every sample in full; true errors of the reduced samples on
    every tenth.
+3. The first samples of a study with a tolerance that refuses most of them: solved whole, or in the steps that need it
+   (`solver.rom.adapt`).  No target; it says which of the two should be the default.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,10 @@ from common import Report, arguments, number, table
 from rom_cases import OUTSIDE, TRAINING, Bar, Errors, errors, one_thread, reduced_errors
 from scipy.stats import qmc
 
+from forebay.pipeline.records import ChunkPlan
+from forebay.pipeline.study import SolverTable
+from forebay.solvers.compose import Sampling, SolidStudy, make_solid
+from forebay.solvers.problems.necked_bar import NeckedBar
 from forebay.solvers.rom.adaptive import Tolerance, run_adaptive
 from forebay.solvers.rom.basis import Run, Settings
 from forebay.solvers.rom.errors import judge
@@ -42,6 +49,7 @@ CHECK_EVERY = 10
 LOW, HIGH = np.array([225.0, 700.0, 23.0, 0.95]), np.array([245.0, 800.0, 29.0, 1.05])
 """Of the stream: traction, temperature, position, yield factor; beyond the training in the first three."""
 SEED = 20_411
+NEW_SAMPLES, QUICK_NEW, NEW_TOLERANCE = 24, 8, 0.02
 
 
 @dataclass
@@ -136,6 +144,35 @@ def stream(bar: Bar, reduced: Reduced, samples: int) -> Stream:
     return Stream(len(full_at), samples, spent, statistics.median(full_s), largest, len(checked), covered, late)
 
 
+@dataclass
+class Start:
+    """The first samples of a study."""
+
+    seconds: float
+    kinds: Counter[str]
+    full_steps: int
+    late: Counter[str]
+    """Of the second half."""
+
+
+def start_of_study(cells: tuple[int, int, int], samples: int, adapt: str) -> Start:
+    """As a solver of a run takes them, from nothing; `adapt` as in a study."""
+    options = {"cells": cells, "steps": 40, "frames": 10}
+    rom = {"tolerance": NEW_TOLERANCE, "audit": 0.0, "adapt": adapt, "bases": "global"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        study = SolidStudy("necked_bar", options, folder, folder, SolverTable(method="rom", rom=rom))
+        sampling = Sampling(SEED, {"train": ChunkPlan("train", samples, samples)})
+        solver = make_solid(NeckedBar(**options), study, sampling)
+        start = time.process_time()
+        records = solver.solve_block("train", 0).records
+        seconds = time.process_time() - start
+        solver.destroy()
+    methods = [record.method for record in records]
+    steps = sum(40 if record.method == "full" else record.full_steps or 0 for record in records)
+    return Start(seconds, Counter(methods), steps, Counter(methods[samples // 2 :]))
+
+
 def main() -> int:
     options = arguments(__doc__ or "")
     one_thread()
@@ -168,6 +205,24 @@ def main() -> int:
         f"full. Of {flow.checked} reduced samples that were checked, solved again by the last version, the largest "
         f"errors are {100 * flow.worst.displacement:.2f} % in displacement and {100 * flow.worst.p:.2f} % in p; the "
         f"estimate was at least the true error in {flow.covered}."
+    )
+    cells, count = bar.cells, QUICK_NEW if options.quick else NEW_SAMPLES
+    starts = {adapt: start_of_study(cells, count, adapt) for adapt in ("sample", "step")}
+    report.say(f"\nThe first {count} samples of a study, tolerance {100 * NEW_TOLERANCE:g} %:\n")
+    report.say(
+        table(
+            ("adapt", "cost, s", "full", "rom+full", "rom", "full steps", "rom in the second half"),
+            [
+                [
+                    adapt,
+                    number(s.seconds),
+                    *(s.kinds[kind] for kind in ("full", "rom+full", "rom")),
+                    s.full_steps,
+                    s.late["rom"],
+                ]
+                for adapt, s in starts.items()
+            ],
+        )
     )
     worst = Errors(max(r.adapted.displacement for r in found), max(r.adapted.p for r in found))
     steps = max(row.full_steps / row.steps for row in found)

@@ -142,7 +142,7 @@ class MpiSteps:
         result = self._run(STEP, arrays, {"step": k, "peak": peak, "indicators": indicators, "enrich": enrich})
         found = result.arrays
         state = ReducedState(
-            found["coefficients"], found["variables"], found["stress"], None, float(result.value["peak"])
+            found["coefficients"], found["variables"], found["stress"], peak=float(result.value["peak"])
         )
         return Taught(RomPackage.from_bytes(found["package"].tobytes()), state)
 

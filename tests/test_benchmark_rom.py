@@ -91,6 +91,17 @@ def test_a_stream_takes_the_reduced_model_where_it_may(load, monkeypatch, bar, r
     assert module.stream(bar, reduced, 2).full_samples == 2
 
 
+def test_both_ways_of_solving_refused_samples_are_counted(load):
+    found = {adapt: load("rom_adaptive").start_of_study((6, 2, 2), 6, adapt) for adapt in ("sample", "step")}
+    for start in found.values():
+        assert sum(start.kinds.values()) == 6
+        assert sum(start.late.values()) == 3
+        assert start.seconds > 0
+    assert found["sample"].full_steps == 40 * found["sample"].kinds["full"]
+    assert found["step"].kinds["full"] == 4 < found["sample"].kinds["full"]
+    assert 160 < found["step"].full_steps < found["sample"].full_steps
+
+
 def test_estimates_and_errors_stand_side_by_side(load, cases, bar, reduced):
     module = load("indicator")
     steps = module.judged(bar, reduced, cases.HELD_OUT[0])

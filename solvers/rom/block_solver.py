@@ -232,6 +232,7 @@ class SolidBlockSolver:
                     self._problem.law,
                     Tolerance(tolerance, tolerance, STEP_FLOOR),
                     scales,
+                    rtol=self._rule.rtol,
                 )
         except HistoryError as error:
             raise SampleFault(Outcome.PROBLEM_RAISED, str(error)) from error
@@ -279,7 +280,7 @@ class SolidBlockSolver:
             self._opened = {p: v for p, v in self._opened.items() if p.version == number}
             package = self._library.package(number, law, place.cluster)
             basis = self._library.basis(number, self._full.model, place.cluster)
-            self._opened[place] = _Version(place, ReducedModel(package, law), basis)
+            self._opened[place] = _Version(place, ReducedModel(package, law, rtol=self._rule.rtol), basis)
         return self._opened[place]
 
     def _solve_full(self, draw: Draw, row: Row, arrays: Arrays, *, learn: bool) -> str:

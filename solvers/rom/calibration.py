@@ -88,12 +88,18 @@ class Calibration:
     0.5 of displacement errors of up to 2 and 4 %, and 2 to 4 times errors of 18 and 17 % of p.  Hence judge by both.
 
     Raises:
-        ValueError: pairs of another shape, negative or not finite, or a level outside of (0, 1).
+        ValueError: pairs of another shape, negative or not finite, or a level or least outside of [0, 1].
     """
 
     pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 4)))
     """(N, 4): gappy, equilibrium, true relative error of the displacement, and of p; the newest last."""
     level: float = 0.93
+    least: float = LEAST
+    """As `LEAST`, for displacements; in [0, 1].
+
+    Within the range of the training the errors of displacement of different runs hardly differ, while their indicators
+    do: 1/3 keeps small indicators from promising too much; a model that still learns would be held back by it.
+    """
     displacement: ErrorLaw = field(init=False)
     p: ErrorLaw = field(init=False)
 
@@ -107,15 +113,17 @@ class Calibration:
             raise ValueError("pairs hold negative values, NaN or inf; leave out steps without finite indicators")
         if not 0.0 < self.level < 1.0:
             raise ValueError(f"level {self.level} must lie in (0, 1); 0.90 ... 0.95 is good")
+        if not 0.0 <= self.least <= 1.0:
+            raise ValueError(f"least {self.least} must lie in [0, 1]; {LEAST} is usual, 1/3 careful")
         pairs = pairs[-CAPACITY:]
         pairs.setflags(write=False)
         object.__setattr__(self, "pairs", pairs)
-        object.__setattr__(self, "displacement", _fit(pairs, pairs[:, 2], "equilibrium", self.level))
-        object.__setattr__(self, "p", _fit(pairs, pairs[:, 3], "gappy", self.level))
+        object.__setattr__(self, "displacement", _fit(pairs, pairs[:, 2], "equilibrium", self.level, self.least))
+        object.__setattr__(self, "p", _fit(pairs, pairs[:, 3], "gappy", self.level, LEAST))
 
     def update(self, pairs: np.ndarray) -> Calibration:
         """With more pairs (N, 4); the oldest are dropped beyond `CAPACITY`."""
-        return Calibration(np.vstack([self.pairs, pairs]), self.level)
+        return Calibration(np.vstack([self.pairs, pairs]), self.level, self.least)
 
     def estimate(self, indicators: Indicators) -> tuple[float, float]:
         """Relative errors of displacement and p; inf for an indicator that is inf or NaN."""
@@ -137,11 +145,11 @@ def _quality(law: ErrorLaw, pairs: np.ndarray, column: int) -> Quality:
     return Quality(float(np.mean(ratios >= 1.0)), float(np.median(ratios)))
 
 
-def _fit(pairs: np.ndarray, errors: np.ndarray, own: str, level: float) -> ErrorLaw:
+def _fit(pairs: np.ndarray, errors: np.ndarray, own: str, level: float, floor: float) -> ErrorLaw:
     """The law of least scatter; where nothing better is found, the error's `own` indicator."""
     gappy, equilibrium, errors = pairs[errors > 0, 0], pairs[errors > 0, 1], errors[errors > 0]
     shares = SHARES if len(errors) >= ENOUGH else SHARES[:1]
-    fits = [_fit_one(mix, gappy, equilibrium, errors, level) for mix in _mixes(gappy, equilibrium, own, shares)]
+    fits = [_fit_one(mix, gappy, equilibrium, errors, level, floor) for mix in _mixes(gappy, equilibrium, own, shares)]
     found = [fit for fit in fits if fit is not None]
     if found:
         return min(found, key=lambda fit: fit[0])[1]
@@ -155,11 +163,11 @@ def _mixes(gappy: np.ndarray, equilibrium: np.ndarray, own: str, shares: Iterabl
 
 
 def _fit_one(
-    mix: ErrorLaw, gappy: np.ndarray, equilibrium: np.ndarray, errors: np.ndarray, level: float
+    mix: ErrorLaw, gappy: np.ndarray, equilibrium: np.ndarray, errors: np.ndarray, level: float, floor: float
 ) -> tuple[float, ErrorLaw] | None:
     """Scatter and law of one combination; None where it is zero for all pairs."""
     combined = mix.gappy * gappy + mix.equilibrium * equilibrium
-    least = LEAST * _upper_quartile(combined)
+    least = floor * _upper_quartile(combined)
     if least == 0.0:
         return None
     x, y = np.log(np.maximum(combined, least)), np.log(errors)

@@ -144,7 +144,7 @@ class FullSteps:
         width = full.variables.shape[1]
         size = float(np.sqrt(total(comm, self.model.dof_weights @ full.displacement**2)))
         variables, stress = np.ascontiguousarray(rows[:, :width]), np.ascontiguousarray(rows[:, width:])
-        return ReducedState(coefficients, variables, stress, None, max(peak, size))
+        return ReducedState(coefficients, variables, stress, peak=max(peak, size))
 
     def _at_points(self, values: np.ndarray) -> np.ndarray:
         """Rows of owned values (points, c) at the package's points, on every process."""

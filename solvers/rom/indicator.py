@@ -16,10 +16,12 @@ The cubature must integrate the test modes, too: else its error is all that the 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from forebay.solvers.materials.law import Response
-from forebay.solvers.rom.equilibrium import norm
+from forebay.solvers.rom.equilibrium import norm, solve
 from forebay.solvers.rom.package import RomPackage
 
 FLOOR = 0.01
@@ -62,7 +64,7 @@ class Estimator:
         residual = loads @ self._loads - self._test @ response.stress.reshape(-1)
         if stiffness is None:
             stiffness = self._test @ np.matmul(response.tangent, self._strains).reshape(-1, columns)
-        return np.linalg.solve(stiffness, residual)
+        return solve(stiffness, residual)
 
     def displacement_norm(self, coefficients: np.ndarray, displacements: np.ndarray) -> float:
         """L2 norm of Σⱼ γⱼ φⱼ + Σᵢ gᵢ dᵢ, [mm^2.5]."""
@@ -93,4 +95,4 @@ class Estimator:
         return 0.5 * (imbalance + worst) / max(peak, self._displacement_floor)
 
     def _norm(self, values: np.ndarray) -> float:
-        return float(np.sqrt(max(values @ self._gram @ values, 0.0)))
+        return math.sqrt(max(values @ self._gram @ values, 0.0))

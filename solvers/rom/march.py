@@ -167,12 +167,14 @@ class March:
         comm: Any = None,
         scales: Scales | None = None,
         hurry: bool = False,
+        rtol: float = 1e-6,
     ) -> None:
-        """`law` is that of the training; `scales` are those of the package unless given."""
+        """`law` is that of the training; `scales` are those of the package unless given; `rtol` of reduced steps."""
         self.package, self.history = package, history
         self._law, self._tolerance, self._full, self._comm = law, tolerance, full, comm
         self._scales = scales
-        self._solver = ReducedModel(package, law)
+        self._rtol = rtol
+        self._solver = ReducedModel(package, law, rtol=rtol)
         self._state = self._solver.initial()
         self._kept: list[tuple[np.ndarray, np.ndarray]] = []
         self._hurry = hurry
@@ -278,7 +280,7 @@ class March:
         self._state, self._kept = taught.state, []
         if taught.package is not self.package:
             self.package = taught.package
-            self._solver = ReducedModel(taught.package, self._law)
+            self._solver = ReducedModel(taught.package, self._law, rtol=self._rtol)
 
 
 def _mean_root(p: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,6 +26,9 @@ class ReducedModel:
     A step is taken whole if possible; when the law or Newton's method fails, its part is halved, up to `max_cuts`
     times, loads, prescribed displacements and time being linear within the step, and doubled after a success.
 
+    `rtol` bounds the residual of the reduced equations.  What the modes leave out is larger by far: on held-out necked
+    bars 1e-6 changed p by 2e-6 of it where its error is 1 %, and took a seventh less evaluations of the law than 1e-8.
+
     One object serves many histories, one after another; it keeps nothing between calls but buffers.
 
     Raises:
@@ -33,7 +37,7 @@ class ReducedModel:
     """
 
     def __init__(
-        self, package: RomPackage, law: Law, *, rtol: float = 1e-8, max_iterations: int = 20, max_cuts: int = 8
+        self, package: RomPackage, law: Law, *, rtol: float = 1e-6, max_iterations: int = 20, max_cuts: int = 8
     ) -> None:
         package.require_law(law)
         _require_p(law)
@@ -43,6 +47,8 @@ class ReducedModel:
         self._equilibrium = ReducedEquilibrium(package, law, rtol=rtol, max_iterations=max_iterations)
         self._watched = Points(package, slice(package.force_points, package.points), law)
         self._estimator = Estimator(package)
+        self._fits: History | None = None
+        """The last history that was found to fit the package."""
 
     def initial(self) -> ReducedState:
         """The virgin material without stress, at γ = 0."""
@@ -112,10 +118,11 @@ class ReducedModel:
         self._watched.lift(drive.displacements)
         self._watched.update(law, drive, state.variables, solution.coefficients, tangent=False)
         responses = self._equilibrium.points.response, self._watched.response
-        rate = (solution.coefficients - state.coefficients) / drive.dt
+        step = (solution.coefficients - state.coefficients) / drive.dt, drive.dt
         variables = np.concatenate([response.state for response in responses])
         stress = np.concatenate([response.stress for response in responses])
-        return ReducedState(solution.coefficients, variables, stress, rate, state.peak, state.worst), solution
+        rate = _expected(state.step, step)
+        return ReducedState(solution.coefficients, variables, stress, rate, step, state.peak, state.worst), solution
 
     def _judge(
         self, history: History, k: int, state: ReducedState, iterations: int, cuts: int, residual: float
@@ -129,7 +136,7 @@ class ReducedModel:
         worst = max(state.worst, imbalance)
         indicators = Indicators(gappy, self._estimator.equilibrium(imbalance, worst, peak))
         errors = self.package.calibration.estimate(indicators)
-        judged = ReducedState(state.coefficients, state.variables, state.stress, state.rate, peak, worst)
+        judged = replace(state, peak=peak, worst=worst)
         return judged, StepResult(iterations, cuts, residual, indicators, fitted, *errors)
 
     def _trajectory(
@@ -154,6 +161,18 @@ class ReducedModel:
         package = self.package
         if not 1 <= k <= history.steps:
             raise ValueError(f"step {k} must lie in 1 ... {history.steps}, the steps of the history")
+        if history is not self._fits:
+            self._require_fit(history)
+            self._fits = history
+        expected = (package.modes,), (package.points, width(self._law))
+        if (state.coefficients.shape, state.variables.shape) != expected:
+            raise ValueError(
+                f"the state has coefficients {state.coefficients.shape} and variables {state.variables.shape}, due are "
+                f"{expected[0]} and {expected[1]}; start from `initial()`, or convert it after an enrichment"
+            )
+
+    def _require_fit(self, history: History) -> None:
+        package = self.package
         for what, given, names in (
             ("loads", history.loads, package.load_names),
             ("prescribed displacements", history.displacements, package.displacement_names),
@@ -168,12 +187,14 @@ class ReducedModel:
                 f"the history's law {_layout(history.law)} is not the package's {_layout(self._law)}; only constants "
                 f"may differ"
             )
-        expected = (package.modes,), (package.points, width(self._law))
-        if (state.coefficients.shape, state.variables.shape) != expected:
-            raise ValueError(
-                f"the state has coefficients {state.coefficients.shape} and variables {state.variables.shape}, due are "
-                f"{expected[0]} and {expected[1]}; start from `initial()`, or convert it after an enrichment"
-            )
+
+
+def _expected(before: tuple[np.ndarray, float] | None, last: tuple[np.ndarray, float]) -> np.ndarray:
+    """The rate of the next step, as long as the last, on the line through those of the last two."""
+    rate, dt = last
+    if before is None:
+        return rate
+    return np.asarray(rate + (rate - before[0]) * (2 * dt / (dt + before[1])))
 
 
 def _layout(law: Law) -> tuple[str, list[tuple[str, int]]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from forebay.solvers.materials.catalogue import fingerprint
 from forebay.solvers.materials.law import Law
-from forebay.solvers.rom.calibration import Calibration
+from forebay.solvers.rom.calibration import LEAST, Calibration
 from forebay.solvers.rom.package_file import PackageError, content_of, parse, write
 
 __all__ = ["LawStamp", "PackageError", "RomPackage"]
@@ -287,6 +287,7 @@ def _metadata(package: RomPackage) -> dict[str, Any]:
         "p_scale": package.p_scale,
         "parameters": {name: list(bounds) for name, bounds in package.parameters.items()},
         "level": package.calibration.level,
+        "least": package.calibration.least,
         **{names: list(getattr(package, names)) for names in _NAMES},
     }
 
@@ -298,6 +299,6 @@ def _restore(metadata: Mapping[str, Any], members: Mapping[str, np.ndarray]) -> 
     return RomPackage(
         law=LawStamp(**metadata["law"]),
         parameters={name: (low, high) for name, (low, high) in metadata["parameters"].items()},
-        calibration=Calibration(members["calibration_pairs"], metadata["level"]),
+        calibration=Calibration(members["calibration_pairs"], metadata["level"], metadata.get("least", LEAST)),
         **values,
     )

@@ -135,13 +135,15 @@ def adapted(
     law: Law,
     tolerance: Tolerance,
     scales: Scales | None,
+    *,
+    rtol: float = 1e-6,
 ) -> AdaptedSample:
-    """One sample, its reduced half in this process; `law` is that of the training.
+    """One sample, its reduced half in this process; `law` is that of the training, `rtol` bounds reduced residuals.
 
     Raises:
         FullSolveError, CubatureError, HistoryError: as `full`.
     """
-    march = March(package, law, history, tolerance, full, scales=scales, hurry=True)
+    march = March(package, law, history, tolerance, full, scales=scales, hurry=True, rtol=rtol)
     for k in range(1, history.steps + 1):
         march.step(k)
     decisions = tuple(march.decisions)

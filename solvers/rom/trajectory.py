@@ -35,10 +35,13 @@ class ReducedState:
     stress: np.ndarray
     """(m, 6), [MPa]."""
     rate: np.ndarray | None = None
-    """dγ/dt of the last step, (n,), from which the next is guessed; None where it is not known.
+    """dγ/dt expected in the next step, (n,), from which its solution is guessed; None where it is not known.
 
-    The guess saves a quarter of the iterations (66 instead of 92 in 40 steps of a loaded and heated bar).
+    Extrapolated from the last two steps: on held-out necked bars 123 evaluations of the law in 40 steps instead of 129
+    with the last rate alone; that in turn saves a quarter of the iterations (66 instead of 92).
     """
+    step: tuple[np.ndarray, float] | None = None
+    """dγ/dt of the last step, and its length [s]."""
     peak: float = 0.0
     """Largest L2 norm of the displacement so far, to which the equilibrium indicator refers."""
     worst: float = 0.0

@@ -28,6 +28,8 @@ class RomRule:
     """Share of the samples within the tolerance that are solved in full nevertheless."""
     adapt: Literal["sample", "step"] = "sample"
     """What the full model solves of a sample that is not believed: all of it, or the steps that need it."""
+    rtol: float = 1e-8
+    """Of the equations, reduced ones too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

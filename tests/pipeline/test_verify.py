@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import shutil
@@ -7,7 +6,6 @@ import numpy as np
 import pytest
 from dataset_samples import (
     ATTRIBUTES,
-    make_block,
     make_dataset,
     sample_arrays,
     stationary_schema,
@@ -15,8 +13,6 @@ from dataset_samples import (
     without_fsync,
 )
 
-from forebay.pipeline.dataset import DatasetCoordinator, DatasetWriter
-from forebay.pipeline.dataset_info import bytes_text
 from forebay.pipeline.errors import DatasetError
 from forebay.pipeline.records import ChunkPlan
 from forebay.pipeline.verify import Flaw, dataset_info, residual_tolerance, verify
@@ -24,7 +20,6 @@ from forebay.pipeline.verify import Flaw, dataset_info, residual_tolerance, veri
 SCHEMA = stationary_schema()
 PLAN = ChunkPlan("train", 11, 4)
 FAILING = (2, 9)
-REDUCED = {**ATTRIBUTES, "study": {"name": "trial", "solver": {"rtol": 1e-8, "rom": {"tolerance": 0.02}}}}
 
 
 @pytest.fixture(scope="module")
@@ -111,74 +106,6 @@ def test_a_sample_that_comes_out_differently_is_reported(pristine, fresh, senten
         return fields | (fresh(u) if sample_id == 3 else {"u": u})
 
     assert only_sentence(verify(pristine, resolve, samples=9), Flaw.NOT_REPRODUCED) == sentence
-
-
-def reduced_dataset(path, *, methods=("full", "rom"), attributes=REDUCED):
-    """Samples of two methods in turn, stored as `again` has them."""
-    with without_fsync(), DatasetCoordinator.create(path, SCHEMA, PLAN, attributes) as coordinator:
-        writer = DatasetWriter(path, SCHEMA, PLAN)
-        for chunk in range(PLAN.chunks):
-            block = make_block(SCHEMA, PLAN, chunk)
-            records = [dataclasses.replace(r, method=methods[r.sample_id % 2]) for r in block.records]
-            writer.store(block)
-            coordinator.commit(chunk, records, block.arrays["parameters"])
-    return path
-
-
-def off_by(relative, *, of=range(11), names=("u",)):
-    """Solve again with these samples' fields off by that."""
-
-    def resolve(sample_id):
-        fields = sample_arrays(SCHEMA, sample_id)
-        return {k: v / (1 + relative) if sample_id in of and k in names else v for k, v in fields.items()}
-
-    return resolve
-
-
-def test_reduced_samples_may_differ_by_three_times_the_tolerance_of_their_estimates(tmp_path):
-    path = reduced_dataset(tmp_path / "d.zarr")
-    odd = range(1, 11, 2)
-    report = verify(path, off_by(0.059, of=odd), samples=11)
-    assert report.ok
-    assert report.worst["u"] == pytest.approx(0.059, rel=1e-4)
-    sentences = [finding.sentence for finding in verify(path, off_by(0.061, of=odd), samples=11).findings]
-    assert sentences == [f"sample {k} solved again differs by 6.10e-02 (relative L2) in 'u', above 0.06" for k in odd]
-
-
-def test_full_samples_beside_reduced_ones_are_compared_as_ever(tmp_path):
-    path = reduced_dataset(tmp_path / "d.zarr")
-    report = verify(path, off_by(2e-5, of=(3, 4)), samples=11)
-    assert only_sentence(report, Flaw.NOT_REPRODUCED).startswith("sample 4 solved again differs by 2.00e-05")
-
-
-@pytest.mark.parametrize(
-    ("methods", "attributes"), [(("full", "rom:3"), REDUCED), (("full", "cg"), REDUCED), (("full", "rom"), ATTRIBUTES)]
-)
-def test_without_reduced_samples_or_a_stated_tolerance_every_bound_is_rtol(tmp_path, methods, attributes):
-    path = reduced_dataset(tmp_path / "d.zarr", methods=methods, attributes=attributes)
-    assert only_sentence(verify(path, off_by(2e-5, of=(3,)), samples=11), Flaw.NOT_REPRODUCED).endswith("above 1e-05")
-
-
-def test_a_reduced_sample_that_nearly_vanishes_is_judged_by_the_scale_of_the_others(tmp_path):
-    path = reduced_dataset(tmp_path / "d.zarr")
-    _scale(path, "u", sample=3, factor=1e-6)
-    _scale(path, "u", sample=4, factor=1e-6)
-
-    def nothing(sample_id):
-        fields = sample_arrays(SCHEMA, sample_id)
-        return fields | ({"u": np.zeros_like(fields["u"])} if sample_id in (3, 4) else {})
-
-    report = verify(path, nothing, samples=11)
-    sentence = only_sentence(report, Flaw.NOT_REPRODUCED)
-    assert sentence == "sample 4 solved again differs by inf (relative L2) in 'u', above 1e-05"
-
-
-def _scale(path, name, *, sample, factor):
-    chunk, row = divmod(sample, PLAN.size)
-    file = path / name / "c" / f"{chunk}/0/0"
-    values = np.fromfile(file, np.float32).reshape(PLAN.size, *SCHEMA.sample_shape(name))
-    values[row] *= factor
-    values.tofile(file)
 
 
 def test_a_sample_that_cannot_be_solved_again_is_reported_and_the_others_are_still_compared(pristine):
@@ -346,56 +273,6 @@ def test_a_path_without_a_data_set_raises(tmp_path):
     for look in (verify, dataset_info):
         with pytest.raises(DatasetError, match="no data set at"):
             look(tmp_path)
-
-
-# --- forebay dataset info --------------------------------------------------------------------------------------------
-
-
-def test_info_counts_what_is_there(pristine):
-    info = dataset_info(pristine)
-    assert (info.split, info.samples, info.planned, info.valid, info.complete) == ("train", 11, 11, 9, True)
-    assert info.outcomes == {"converged": 9, "diverged": 2}
-    assert info.parameters == ("mean", "scale")
-    assert {f.name: (f.role, f.dims, f.shape, f.units, f.nbytes) for f in info.fields} == {
-        "a": ("input", ("sample", "y", "x"), (11, 4, 3), "m2", 528),
-        "u": ("output", ("sample", "y", "x"), (11, 4, 3), "K", 528),
-        "flux": ("output", ("sample",), (11,), "W", 44),
-    }
-    direct, krylov = info.methods
-    assert (direct.name, direct.count, direct.valid, direct.iterations_max) == ("direct:petsc-cholesky", 6, 5, 0)
-    assert (krylov.name, krylov.count, krylov.valid, krylov.iterations_mean) == ("cg+gamg", 5, 4, 3.0)
-    assert direct.residual_max == 1e-9 + 1e-12 * 10, "the failed sample's residual of 0.5 does not count"
-    assert info.residual_max == direct.residual_max
-    assert info.solver_seconds == pytest.approx(11 * 0.002, rel=1e-12)
-    files = [f for f in pristine.rglob("*") if f.is_file()]
-    assert info.disk_bytes == sum(len(f.read_bytes()) for f in files)
-
-
-def test_info_of_an_empty_and_of_a_timed_data_set(tmp_path):
-    with without_fsync():
-        empty = dataset_info(make_dataset(tmp_path / "e.zarr", SCHEMA, PLAN, chunks=[]))
-        timed = dataset_info(make_dataset(tmp_path / "t.zarr", transient_schema(), PLAN, chunks=[0]))
-    assert (empty.samples, empty.valid, empty.outcomes, empty.methods) == (0, 0, {}, ())
-    assert np.isnan(empty.residual_max)
-    assert not empty.complete
-    assert (timed.steps, timed.fields[1].dims, timed.fields[1].shape) == (3, ("sample", "time", "node"), (4, 3, 5))
-
-
-def test_info_reads_as_labelled_lines(pristine):
-    rows = dict(dataset_info(pristine).rows())
-    assert rows["samples"] == "11 of 11 planned, 9 valid"
-    assert rows["output u"] == "(sample 11, y 4, x 3) [K], 528 B"
-    assert rows["outcomes"] == "converged 9, diverged 2"
-    assert rows["method cg+gamg"].startswith(
-        "5 samples, 4 valid; iterations 3.0 on average, 3 at most; 2.00 ms a sample"
-    )
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**30, "5.0 GiB"), (2**50, "1024.0 TiB")]
-)
-def test_bytes_are_told_in_binary_units(count, text):
-    assert bytes_text(count) == text
 
 
 def test_the_attributes_of_the_samples_state_a_tolerance():

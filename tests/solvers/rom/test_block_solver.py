@@ -263,4 +263,4 @@ def test_a_library_of_another_law_ends_the_run(trained):
 
 def test_good_values_are_those_of_the_study():
     rom = SolverTable().rom
-    assert RomRule() == RomRule(rom.tolerance, rom.training, rom.audit, rom.adapt)
+    assert RomRule() == RomRule(rom.tolerance, rom.training, rom.audit, rom.adapt, SolverTable().rtol)

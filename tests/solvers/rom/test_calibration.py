@@ -166,6 +166,24 @@ def test_pairs_of_another_shape_are_refused():
         Calibration(np.ones((5, 3)))
 
 
+def test_small_indicators_promise_no_more_than_the_least_share_of_the_upper_quartile():
+    known = pairs(13, 300)
+    usual, careful = Calibration(known), Calibration(known, least=1 / 3)
+    tiny = Indicators(1e-9, 1e-9)
+    quartile = np.quantile(known[:, 1], 0.75)
+    assert careful.displacement.least == pytest.approx(1 / 3, rel=1e-9), "combinations are scaled by their quartiles"
+    assert careful.estimate(tiny)[0] == careful.estimate(Indicators(1e-9, 0.33 * quartile))[0]
+    assert careful.estimate(tiny)[0] > 5 * usual.estimate(tiny)[0]
+    assert careful.p == usual.p
+    assert careful.update(pairs(17, 20)).least == 1 / 3
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.1, np.nan])
+def test_the_least_must_be_a_share(least):
+    with pytest.raises(ValueError, match=r"least .* must lie in \[0, 1\]; 0.01 is usual, 1/3 careful"):
+        Calibration(least=least)
+
+
 @pytest.mark.parametrize("level", [0.0, 1.0, np.nan])
 def test_the_level_must_be_a_probability(level):
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\)"):

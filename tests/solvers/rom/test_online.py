@@ -231,6 +231,28 @@ def test_the_last_rate_only_helps_to_guess(basis):
     assert with_rate.iterations <= without.iterations
 
 
+def test_the_next_rate_lies_on_the_line_through_the_last_two(basis):
+    """Rates belong to the middles of their steps, which here differ in length; the next is as long as the last."""
+    model = ReducedModel(SOLID.package(basis[0], LAW), LAW)
+    times = np.array([0.0, 0.1, 0.4, 0.6])
+    amplitudes = times[:, None] ** 2
+    uneven = dataclasses.replace(
+        HISTORY,
+        times=times,
+        loads=amplitudes * HISTORY.loads[-1],
+        displacements=0.1 * amplitudes * HISTORY.displacements[-1],
+    )
+    states = [model.initial()]
+    for k in (1, 2, 3):
+        states.append(model.step(uneven, k, states[-1])[0])
+    gamma = np.array([state.coefficients for state in states])
+    rates = np.diff(gamma, axis=0) / np.diff(times)[:, None]
+    np.testing.assert_allclose(states[1].rate, rates[0], rtol=1e-12)
+    slope = (rates[2] - rates[1]) / 0.25
+    np.testing.assert_allclose(states[3].rate, rates[2] + slope * 0.2, rtol=1e-9)
+    assert states[3].step[1] == pytest.approx(0.2)
+
+
 def test_where_nothing_yields_the_guess_is_the_solution(basis):
     elastic = history(ELASTIC, temperature=room_temperature)
     trajectory = ReducedModel(SOLID.package(basis[0], ELASTIC), ELASTIC).run(elastic, until=5)

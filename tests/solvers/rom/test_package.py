@@ -20,7 +20,7 @@ def a_package(**changes):
     values = {
         "chosen": [1, 5],
         "parameters": {"pull": (0.01, 0.02), "yield_stress": (180.0, 220.0)},
-        "calibration": Calibration(pairs, level=0.91),
+        "calibration": Calibration(pairs, level=0.91, least=0.25),
         "version": 3,
     }
     return SOLID.package(modes[:, :4], LAW, extra=modes[:, 4:], **{**values, **changes})
@@ -57,7 +57,8 @@ def test_a_package_comes_back_from_its_file_as_it_was(tmp_path):
             np.testing.assert_array_equal(before, after, strict=True)
         elif field.name == "calibration":
             np.testing.assert_array_equal(before.pairs, after.pairs)
-            assert (before.level, before.displacement, before.p) == (after.level, after.displacement, after.p)
+            assert (before.level, before.least) == (after.level, after.least)
+            assert (before.displacement, before.p) == (after.displacement, after.p)
         else:
             assert before == after, field.name
 

@@ -132,6 +132,16 @@ def test_the_published_version_is_the_one_that_the_steps_led_to(full, trained):
     assert better < worse
 
 
+def test_steps_that_wait_to_be_learned_are_learned_at_the_end(full, trained):
+    library, law = Library(trained / LIBRARY), NeckedBar(**SIZE).law
+    before = library.latest
+    found = march(full, FAR, step_tasks.Tolerance(1e-12, 1e-12), library)
+    assert found.full_steps == 8
+    old, new = (library.reduced(version, full.model, law) for version in (before, before + 1))
+    assert new.basis.displacement.snapshots == old.basis.displacement.snapshots + 8
+    assert len(new.package.calibration.pairs) == len(old.package.calibration.pairs) + 4, "steps 1, 2, 4 and 8"
+
+
 def test_a_version_that_came_meanwhile_learns_the_steps(full, trained, monkeypatch):
     """Another solver publishes between the first step and the last."""
     library, bar = Library(trained / LIBRARY), NeckedBar(**SIZE)
