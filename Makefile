@@ -23,8 +23,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready  ## the main job: solve, stream, train, keep, report (about ninety seconds)
 	$(BIN)/forebay run examples/darcy_demo.toml
 
+# Runs with Ray and MPI use all cores by themselves, so they come one after the other; the rest shares the cores.
+QUICK := not slow and not gpu and not slurm
+
 test: $(VENV)/.ready  ## everything but the slow tests
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not slurm"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "$(QUICK) and not ray and not mpi"
+	$(BIN)/python -m pytest -q -m "$(QUICK) and (ray or mpi)"
 
 test-slow: $(VENV)/.ready  ## the slow tests alone
 	$(BIN)/python -m pytest -q -m "slow"
@@ -41,13 +45,13 @@ check: $(VENV)/.ready  ## style, types, import contracts
 bench: $(VENV)/.ready  ## every benchmark in full; results go to benchmarks/results
 	@status=0; for name in overlap ring online_vs_offline fno_step recycling skr auto solves_per_second \
 	  rom_accuracy academic_cube rom_adaptive indicator cubature_scaling local_bases \
-	  batched_cpu batched_gpu learned dcdm dataset_io; do \
+	  batched_cpu batched_gpu learned dcdm dataset_io scaling; do \
 	  $(BIN)/python benchmarks/$$name.py --write || status=1; done; exit $$status
 
 bench-quick: $(VENV)/.ready  ## every benchmark in under a minute each
 	@status=0; for name in overlap ring online_vs_offline fno_step recycling skr auto solves_per_second \
 	  rom_accuracy academic_cube rom_adaptive indicator cubature_scaling local_bases \
-	  batched_cpu batched_gpu learned dcdm dataset_io; do \
+	  batched_cpu batched_gpu learned dcdm dataset_io scaling; do \
 	  $(BIN)/python benchmarks/$$name.py --quick || status=1; done; exit $$status
 
 docs: $(VENV)/.ready  ## the documentation as a site in build/docs; fails on a broken link
