@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +35,7 @@ CLAIMS = (
     "ring",
     "rom_accuracy",
     "rom_adaptive",
+    "scaling",
     "skr",
     "solves_per_second",
 )
@@ -272,3 +273,52 @@ def test_every_writer_and_reader_is_measured_on_equal_fields(benchmark, report, 
     found = rows(report)
     assert {*module.WRITERS, *module.COLD, "ours, StreamDataset", "xarray", "tensorstore"} <= set(found)
     assert list(tmp_path.iterdir()) == []
+
+
+# -- many solver actors ------------------------------------------------------------------------------------------------
+
+
+def test_efficiency_is_what_one_solver_needs_shared_out_over_the_streaming_time(benchmark):
+    module, online = benchmark("scaling"), benchmark("online_run")
+    times = dict.fromkeys((field.name for field in fields(online.OnlineRun)), 0.0)
+    spent = {"driver": 0.4, "Ray": 0.2, "others": 1.0}
+    runs = [online.OnlineRun(**times | {"streaming": seconds, "processor": spent}) for seconds in (10.0, 12.5, 14.0)]
+    case = replace(module.SLEEP, block=10, blocks=20, actors=4)
+    row = module.Row(case, benchmark("common").Measured((0.05, 0.06, 0.04)), runs)
+    assert row.ideal_s == pytest.approx(0.05 * 200)
+    assert row.efficiency == pytest.approx(0.8)
+    assert row.lost_ms == pytest.approx(12.5)
+    assert row.processor_ms("driver") == pytest.approx(5.0)
+    assert row.disturbance == pytest.approx(0.1 / module.cores())
+
+
+def test_the_model_names_what_breaks_first(benchmark, report):
+    module = benchmark("scaling")
+    limits = module.Limits(16 << 20, 2e-3, 40e-3, 8e-3, 5e-3, {64: 2e-5, 1024: 2e-5}, {64: 1e-4, 1024: 1.06e-3})
+    module.tell_model(report, replace(limits, block_bytes=2 << 20), limits, 4e-3)
+    text = "\n".join(report.lines)
+    assert "1,067 at 1,000 nodes and S = 60 s, 16.7 GiB/s" in text
+    assert "First to break is `writer: blocks of 16 MiB`, at 25.0 blocks a second: 23 nodes" in text
+    assert "1,000 nodes from S = 2,560 s on" in text
+    assert "128 ms of 128,000" in text
+    assert rows(report)["driver: processor time of a block"] == ["4.00", "250", "", "234"]
+    assert rows(report)["driver, which does both in turn"] == ["6.00", "167", "", "156"]
+
+
+@pytest.mark.slow
+def test_what_one_of_each_can_do_is_measured(benchmark):
+    limits = benchmark("scaling_limits").measure_limits(2**20, (1, 8), 3)
+    assert limits.block_bytes == pytest.approx(2**20, rel=0.01)
+    assert set(limits.wait_s) == set(limits.decide_s) == {1, 8}
+    assert all(0 < value < 5 for value in (limits.journal_s, limits.store_s, limits.ingest_s, limits.put_s))
+    assert all(0 < value < 1 for value in (*limits.wait_s.values(), *limits.decide_s.values()))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_of_sleeping_actors_is_measured(benchmark):
+    module = benchmark("scaling")
+    case = replace(module.SLEEP, options={"side": 16, "seconds": 0.02}, block=4, blocks=5)
+    (row,) = module.measure(case, (2,), 1)
+    assert 0.02 < row.alone.median < 0.1
+    assert 0.1 < row.efficiency < 1.2

@@ -1,0 +1,395 @@
+"""Claim: with more solver actors a run is faster in proportion, up to where the cores end: the pipeline takes its 5 %.
+
+Runs of `forebay run` with the Ray executor, a learner with next to nothing to learn, and blocks of real size, against
+what the same solver needs alone, in a process of its own, divided by the number of actors.  Streaming time is from the
+first requested training block to the end of training and storing, so the last block's way to the disk and through the
+learner counts.
+
+- `sleep`: every sample takes a fixed time without a processor (`sleeping.py`), so eight actors do not compete for the
+  cores of this machine: what is missing to 100 % is the pipeline's.
+- `real`: Darcy 64 x 64.  The learner has a core, so solvers have the rest; rows beyond show what happens then.
+- the same with shorter and shorter solves, until the pipeline is what is slow; and the same stream of blocks from more
+  and more actors, each slower in proportion, with the processor time that a block costs.
+- the model: what one driver, writer, journal and learner can do (`scaling_limits.py`), against 1,000 nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from alone import Stage, environment_of
+from common import Measured, Report, alternate, cores, number, parser, table
+from online_run import OnlineRun, run_online
+from scaling_limits import Limits, measure_limits
+
+from forebay.cluster.launch import prepare
+from forebay.cluster.security import secure_ray
+
+TARGET = 0.95
+DISTURBED = 0.05
+"""Share of the processors that others use while the runs stream, above which the figures are theirs as well."""
+ACTOR_BYTES = 120 * 2**20
+"""Memory that a solver actor of its own takes, what it shares with the others left out."""
+ALONE_BLOCKS = {"sleep": 8, "real": 40}
+"""Enough to know what a sample takes."""
+PART = {"sleep": "sleeping.py:Sleeping", "real": "darcy"}
+STUDY = """
+name = "scaling"
+seed = 7
+samples = {samples}
+[problem]
+name = "{problem}"
+{options}
+[solver]
+actors = {actors}
+[validation]
+samples = {block}
+every = 1000000
+[buffer]
+policy = "fifo"
+[learner]
+batch_size = {block}
+threads = 1
+threads_after_production = 1
+[learner.model]
+name = "mlp"
+hidden = [4]
+[dataset]
+block_samples = {block}
+[run]
+cores = {cores}
+"""
+"""First in, first out, every frame once: training ends right after the last block is in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Runs that differ in the number of actors."""
+
+    kind: str
+    options: Mapping[str, object]
+    block: int
+    """Samples of a block."""
+    blocks: int
+    """Of each actor."""
+    actors: int = 1
+
+    @property
+    def samples(self) -> int:
+        return self.block * self.blocks * self.actors
+
+    def write(self, folder: Path) -> Path:
+        """The study's file."""
+        path = folder / "study.toml"
+        options = "\n".join(f"{key} = {value}" for key, value in self.options.items())
+        fields = {"samples": self.samples, "problem": PART[self.kind], "options": options, "actors": self.actors}
+        path.write_text(STUDY.format(**fields, block=self.block, cores=self.actors + 1), encoding="utf-8")
+        shutil.copy(Path(__file__).with_name("sleeping.py"), folder)
+        return path
+
+    def online(self, folder: Path) -> OnlineRun:
+        """The run."""
+        try:
+            return run_online(self.write(folder), folder / "run")
+        finally:
+            shutil.rmtree(folder / "run", ignore_errors=True)
+
+    def alone(self, folder: Path) -> float:
+        """Seconds of a sample, by one solver without a pipeline."""
+        one = replace(self, actors=1, blocks=min(self.blocks, ALONE_BLOCKS[self.kind]))
+        spec = prepare(one.write(folder), folder=folder / "never").spec
+        (folder / "spec").write_bytes(pickle.dumps(spec))
+        (folder / "blocks").mkdir()
+        try:
+            with Stage.start("solver", folder / "spec", folder / "blocks", environment_of("solver", spec)) as stage:
+                stage.go()
+                return stage.result()["seconds"] / one.samples
+        finally:
+            shutil.rmtree(folder / "blocks")
+
+
+SLEEP = Case(kind="sleep", options={"side": 128, "seconds": 0.032}, block=32, blocks=20)
+LARGE = Case(kind="sleep", options={"side": 362, "seconds": 0.064}, block=32, blocks=10)
+REAL = Case(kind="real", options={"size": 64}, block=64, blocks=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    sleep: Sequence[int]
+    large: Sequence[int]
+    real: Sequence[int]
+    overhead: Sequence[int]
+    rates: Sequence[float]
+    """Seconds of a block, by four actors."""
+    repeats: int
+    blocks_per_s: int
+    """Of all actors together, for `overhead`."""
+    overhead_blocks: int
+    limits: Sequence[int]
+    """Numbers of solvers, or references, for which the driver's parts are measured."""
+    repeats_limits: int
+
+
+FULL = Plan(
+    sleep=(1, 2, 4, 8),
+    large=(4,),
+    real=(1, 2, 4),
+    overhead=(1, 8, 32, 64),
+    rates=(0.5, 0.125, 0.03),
+    repeats=3,
+    blocks_per_s=4,
+    overhead_blocks=96,
+    limits=(64, 1024, 4096),
+    repeats_limits=21,
+)
+QUICK = Plan(
+    sleep=(4,),
+    large=(),
+    real=(),
+    overhead=(),
+    rates=(0.06,),
+    repeats=1,
+    blocks_per_s=4,
+    overhead_blocks=0,
+    limits=(64,),
+    repeats_limits=5,
+)
+
+
+@dataclass(slots=True)
+class Row:
+    """All repetitions of one number of actors."""
+
+    case: Case
+    alone: Measured
+    """Seconds of a sample."""
+    runs: list[OnlineRun]
+
+    @property
+    def streaming(self) -> Measured:
+        return Measured(tuple(run.streaming for run in self.runs))
+
+    @property
+    def ideal_s(self) -> float:
+        return self.alone.median * self.case.samples / self.case.actors
+
+    @property
+    def efficiency(self) -> float:
+        return self.ideal_s / self.streaming.median
+
+    @property
+    def lost_ms(self) -> float:
+        """Of one actor's time, for each of its samples."""
+        return 1e3 * (self.streaming.median - self.ideal_s) / (self.case.samples / self.case.actors)
+
+    def processor_ms(self, role: str) -> float:
+        """A block, median of the repetitions."""
+        blocks = self.case.samples / self.case.block
+        spent = Measured(tuple(run.processor.get(role, 0.0) for run in self.runs))
+        return 1e3 * spent.median / blocks
+
+    @property
+    def disturbance(self) -> float:
+        """Share of the processors that was somebody else's."""
+        return max(run.processor["others"] / (cores() * run.streaming) for run in self.runs)
+
+
+def measure(case: Case, actors: Sequence[int], repeats: int) -> list[Row]:
+    """Runs and the solver alone in turn."""
+    runs: dict[str, list[OnlineRun]] = {str(count): [] for count in actors}
+
+    def online(count: int, folder: Path) -> float:
+        run = replace(case, actors=count).online(folder)
+        runs[str(count)].append(run)
+        return run.streaming
+
+    with tempfile.TemporaryDirectory(prefix="forebay-scaling-") as temporary:
+        folder = Path(temporary)
+        contenders: dict[str, Callable[[], float]] = {"alone": partial(case.alone, folder)}
+        contenders |= {str(count): partial(online, count, folder) for count in actors}
+        measured = alternate(contenders, repeats)
+    return [Row(replace(case, actors=count), measured["alone"], runs[str(count)]) for count in actors]
+
+
+def tell_rows(report: Report, title: str, rows: Sequence[Row]) -> None:
+    columns = (
+        "actors", "samples", "s a block", "ideal s", "streaming s", "efficiency", "ms lost a sample", "solver idle",
+        "tail s", "others",
+    )  # fmt: skip
+    cells = [
+        (
+            row.case.actors,
+            row.case.samples,
+            number(row.alone.median * row.case.block),
+            number(row.ideal_s),
+            row.streaming,
+            f"{100 * row.efficiency:.1f} %",
+            number(row.lost_ms),
+            f"{100 * row.runs[0].solver_idle / row.streaming.median:.1f} %",
+            number(Measured(tuple(run.tail for run in row.runs)).median),
+            f"{100 * row.disturbance:.0f} %",
+        )
+        for row in rows
+    ]
+    report.say(f"\n## {title}\n\n{table(columns, cells)}")
+
+
+def tell_overhead(report: Report, title: str, rows: Sequence[Row]) -> None:
+    roles = ("driver", "Ray", "writer", "learner", "solver")
+    cells = [
+        (
+            row.case.actors,
+            number(row.case.samples / row.case.block),
+            f"{100 * row.efficiency:.1f} %",
+            *(number(row.processor_ms(role)) for role in roles),
+            number(1e3 * (row.processor_ms("driver") + row.processor_ms("Ray")) / row.case.block),
+        )
+        for row in rows
+    ]
+    columns = ("actors", "blocks", "efficiency", *(f"{role} ms/block" for role in roles), "driver and Ray us/sample")
+    report.say(f"\n## {title}\n\n{table(columns, cells)}")
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+NODES, ACTORS_PER_NODE, SOLVE_S = 1000, 64, 60.0
+"""A cluster whose solvers need a minute for a block."""
+
+
+def tell_model(report: Report, small: Limits, large: Limits, driver_s: float) -> None:
+    """What each part that exists once can do, and how far that is from 1,000 nodes."""
+    demand = NODES * ACTORS_PER_NODE / SOLVE_S
+    rows, first = [], ("", float("inf"))
+    for name, limits, seconds in (
+        ("driver: processor time of a block", large, driver_s),
+        ("journal: a line with fsync", large, large.journal_s),
+        ("driver, which does both in turn", large, driver_s + large.journal_s),
+        ("writer: blocks of 2 MiB", small, small.store_s),
+        ("writer: blocks of 16 MiB", large, large.store_s),
+        ("learner's ring: 2 MiB", small, small.ingest_s),
+        ("learner's ring: 16 MiB", large, large.ingest_s),
+    ):
+        rate = 1 / seconds
+        megabytes = rate * limits.block_bytes / 2**20
+        nodes = rate * SOLVE_S / ACTORS_PER_NODE
+        shown = number(megabytes) if "16" in name or "2 MiB" in name else ""
+        rows.append((name, number(1e3 * seconds), number(rate), shown, f"{nodes:,.0f}"))
+        if limits is large and rate < first[1]:
+            first = (name, rate)
+    columns = (
+        "there is one",
+        "ms a block",
+        "blocks/s at most",
+        "MiB/s",
+        f"nodes of {ACTORS_PER_NODE} at {SOLVE_S:g} s",
+    )
+    report.say(f"\n## The model: what breaks first\n\n{table(columns, rows)}")
+    counts = sorted(large.wait_s)
+    slope = (large.wait_s[counts[-1]] - large.wait_s[counts[0]]) / max(1, counts[-1] - counts[0])
+    waiting = 2 * NODES * ACTORS_PER_NODE
+    deciding = ", ".join(f"{number(1e6 * large.decide_s[count])} us with {count:,}" for count in counts)
+    asking = ", ".join(f"{number(1e3 * large.wait_s[count])} ms of {count:,}" for count in counts)
+    report.say(
+        f"\nA cluster of n nodes with {ACTORS_PER_NODE} actors that need S seconds a block asks for n x "
+        f"{ACTORS_PER_NODE} / S blocks a second of everything that exists once: {demand:,.0f} at {NODES:,} nodes and "
+        f"S = {SOLVE_S:g} s, {demand * large.block_bytes / 2**30:.1f} GiB/s in blocks of 16 MiB. First to break is "
+        f"`{first[0]}`, at {number(first[1])} blocks a second: {first[1] * SOLVE_S / ACTORS_PER_NODE:,.0f} nodes at S "
+        f"= {SOLVE_S:g} s, {NODES:,} nodes from S = {NODES * ACTORS_PER_NODE / first[1]:,.0f} s on."
+        f"\n\nThe controller's share of the driver does not grow with the solvers ({deciding}). `ray.wait` looks at "
+        f"every reference ({asking} references; {1e3 * slope * waiting:,.0f} ms of {waiting:,}, two blocks a solver at "
+        f"{NODES:,} nodes, if that goes on in a straight line); it is asked for all that are ready at once, so this "
+        f"delays a block and does not bound the rate. Putting a block into the object store takes a solver "
+        f"{number(1e3 * small.put_s)} ms (2 MiB), {number(1e3 * large.put_s)} ms (16 MiB), on every node for itself."
+        f"\n\nNot in the model, because one machine cannot measure it: the network into the nodes of writer and "
+        f"learner, which must carry the same MiB/s; Ray's own head with {NODES * ACTORS_PER_NODE:,} actors; a parallel "
+        f"file system's fsync."
+    )
+
+
+def overhead_rows(plan: Plan, available: int) -> list[Row]:
+    """The same blocks a second by more and more actors."""
+    rows = []
+    for actors in plan.overhead:
+        if actors > available:
+            continue
+        seconds = actors / plan.blocks_per_s / SLEEP.block
+        options = {**SLEEP.options, "seconds": seconds}
+        case = replace(SLEEP, options=options, blocks=max(2, plan.overhead_blocks // actors))
+        rows += measure(case, (actors,), 1)
+    return rows
+
+
+def rate_rows(plan: Plan) -> list[Row]:
+    """Four actors that make blocks faster and faster."""
+    rows = []
+    for seconds in plan.rates:
+        options = {**SLEEP.options, "seconds": seconds / SLEEP.block}
+        rows += measure(replace(SLEEP, options=options, blocks=max(20, round(6 / seconds))), (4,), plan.repeats)
+    return rows
+
+
+def available_actors() -> int:
+    """Solver actors that fit into this machine's free memory, of which half is left alone."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    return free // 2 // ACTOR_BYTES
+
+
+def main() -> int:
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--repeats", type=int, help="of every run; by default 3, with --quick 1")
+    options = options_parser.parse_args()
+    secure_ray()  # before anything imports Ray
+    report = Report("scaling", options, ("ray", "torch", "zarr"))
+    plan = QUICK if options.quick else FULL
+    plan = replace(plan, repeats=options.repeats or plan.repeats)
+    return judge(report, plan, options)
+
+
+def judge(report: Report, plan: Plan, options: argparse.Namespace) -> int:
+    """All tables, and the last line."""
+    sleep = measure(SLEEP, plan.sleep, plan.repeats)
+    tell_rows(report, "sleep: a solve of fixed duration, blocks of 2 MiB", sleep)
+    judged = list(sleep)
+    if plan.large:
+        large = measure(LARGE, plan.large, plan.repeats)
+        tell_rows(report, "sleep: blocks of 16 MiB", large)
+        judged += large
+    if plan.real:
+        real = measure(REAL, plan.real, plan.repeats)
+        tell_rows(report, f"real: Darcy 64 x 64 on {cores()} cores, of which the learner has one", real)
+        judged += [row for row in real if row.case.actors < cores()]
+    fitting = available_actors()
+    fast = rate_rows(plan)
+    tell_rows(report, "sleep: four actors with shorter and shorter blocks of 2 MiB, until something gives way", fast)
+    tell_overhead(report, "Processor time of a block, by four actors", fast)
+    rows = overhead_rows(plan, fitting)
+    if rows:
+        tell_overhead(report, f"Processor time of a block, {plan.blocks_per_s} blocks a second in all", rows)
+        if left := [actors for actors in plan.overhead if actors > fitting]:
+            report.say(f"\nLeft out: {left} actors, since half of the free memory holds {fitting}.")
+    small = measure_limits(2 * 2**20, plan.limits, plan.repeats_limits)
+    big = measure_limits(16 * 2**20, plan.limits, plan.repeats_limits)
+    tell_model(report, small, big, fast[-1].processor_ms("driver") / 1e3)
+    disturbance = max(row.disturbance for row in (*judged, *fast, *rows))
+    load = f"load {os.getloadavg()[0]:.1f} at the end"
+    if disturbance > DISTURBED:
+        report.say(
+            f"\nOthers used up to {100 * disturbance:.0f} % of the processors meanwhile ({load}); repeat this alone."
+        )
+    worst = min(judged, key=lambda row: row.efficiency)
+    figure = f"{100 * worst.efficiency:.1f} % ({worst.case.kind}, {worst.case.actors} actor(s))"
+    return report.finish(figure, f">= {100 * TARGET:.0f} %", ok=worst.efficiency >= TARGET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
