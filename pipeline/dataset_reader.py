@@ -7,7 +7,7 @@ that somebody repacked (compressed, sharded) goes through the zarr library.  Bot
 from __future__ import annotations
 
 import resource
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -295,20 +295,23 @@ class _Maps:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._held: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._order: deque[tuple[str, int]] = deque()
+        self._held: dict[str, dict[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._order)
 
-    def get(self, key: tuple[str, int]) -> np.ndarray | None:
-        """The chunk of an array's name and its number, if it is held."""
-        return self._held.get(key)
+    def of(self, name: str) -> dict[int, np.ndarray]:
+        """The chunks of an array that are held, by number; changes with time."""
+        return self._held.setdefault(name, {})
 
-    def keep(self, key: tuple[str, int], chunk: np.ndarray) -> np.ndarray:
+    def keep(self, name: str, number: int, chunk: np.ndarray) -> np.ndarray:
         """Hold a chunk from now on."""
-        self._held[key] = chunk
-        if len(self._held) > self._most:
-            self._held.popitem(last=False)
+        self.of(name)[number] = chunk
+        self._order.append((name, number))
+        if len(self._order) > self._most:
+            oldest, first = self._order.popleft()
+            del self._held[oldest][first]
         return chunk
 
 
@@ -317,6 +320,7 @@ class _RawRows:
 
     def __init__(self, group: Path, name: str, array: Mapping[str, Any], maps: _Maps) -> None:
         self._group, self._name, self._maps = group, name, maps
+        self._held = maps.of(name)
         self._shape = tuple(array["chunk_grid"]["configuration"]["chunk_shape"])
         self._dtype = np.dtype(array["data_type"])
         self._tail = tuple(0 for _ in self._shape[1:])
@@ -334,11 +338,15 @@ class _RawRows:
     def _copy_each(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None) -> None:
         """One copy of each row, all in one call of numpy; indexing with arrays would copy them twice."""
         chunks, offsets = (part.tolist() for part in np.divmod(rows, self._shape[0]))
+        held = self._held
+        if not all(number in held for number in chunks):
+            held = {number: self._chunk(number) for number in set(chunks)}
+        # A plain comprehension: with rows of 16 KiB a call for each would take as long as the copy.
         if steps is None:
-            views = [self._chunk(number)[at : at + 1] for number, at in zip(chunks, offsets, strict=True)]
+            views = [held[number][at : at + 1] for number, at in zip(chunks, offsets, strict=True)]
         else:
             places = zip(chunks, offsets, steps.tolist(), strict=True)
-            views = [self._chunk(number)[at, step : step + 1] for number, at, step in places]
+            views = [held[number][at, step : step + 1] for number, at, step in places]
         np.concatenate(views, out=out)
 
     def _copy_by_chunk(self, rows: np.ndarray, out: np.ndarray, steps: np.ndarray | None) -> None:
@@ -353,12 +361,12 @@ class _RawRows:
             start = end
 
     def _chunk(self, number: int) -> np.ndarray:
-        key = (self._name, number)
-        found = self._maps.get(key)
+        found = self._held.get(number)
         if found is not None:
             return found
         file = array_chunk_file(self._group, self._name, (number, *self._tail))
-        return self._maps.keep(key, read_chunk(file, self._dtype, self._shape, within=self._group))
+        mapped = read_chunk(file, self._dtype, self._shape, within=self._group)
+        return self._maps.keep(self._name, number, mapped)
 
 
 class _ZarrRows:
