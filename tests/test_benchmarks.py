@@ -308,7 +308,7 @@ def test_the_model_names_what_breaks_first(benchmark, report):
 @pytest.mark.slow
 def test_what_one_of_each_can_do_is_measured(benchmark):
     limits = benchmark("scaling_limits").measure_limits(2**20, (1, 8), 3)
-    assert limits.block_bytes == pytest.approx(2**20, rel=0.01)
+    assert limits.block_bytes == pytest.approx(2**20, rel=0.03)
     assert set(limits.wait_s) == set(limits.decide_s) == {1, 8}
     assert all(0 < value < 5 for value in (limits.journal_s, limits.store_s, limits.ingest_s, limits.put_s))
     assert all(0 < value < 1 for value in (*limits.wait_s.values(), *limits.decide_s.values()))
