@@ -91,7 +91,8 @@ class Case:
         made = [self.values(block) for block in range(min(32, self.plan.chunks))]
         for block in range(self.plan.chunks):
             ids = self.plan.sample_ids(block)
-            yield slice(int(ids[0]), int(ids[-1]) + 1), made[block % 32]
+            arrays = {name: values[: len(ids)] for name, values in made[block % 32].items()}
+            yield slice(int(ids[0]), int(ids[-1]) + 1), arrays
 
     def values(self, block: int) -> Arrays:
         """The fields of one block: noise that nothing can compress; the 33rd block is like the first."""
