@@ -37,9 +37,13 @@ def together(task: str, folder: Path, *, size: int = 2) -> list:
         )
         for rank in range(size)
     ]
-    for member in members:
-        output, _ = member.communicate(timeout=120)
-        assert member.returncode == 0, output
+    try:
+        for member in members:
+            output, _ = member.communicate(timeout=200)
+            assert member.returncode == 0, output
+    finally:
+        for member in members:
+            member.kill()
     return [json.loads((folder / f"{task}-{rank}.json").read_text()) for rank in range(size)]
 
 
