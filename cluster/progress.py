@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,10 +121,7 @@ class Progress:
         return f"loss {self._loss:.4f}  validation relative L2 {100 * self._error:.2f} %"
 
     def _say(self, text: str) -> None:
-        if self._bars is not None:
-            self._bars.console.print(text, highlight=False)
-        else:
-            print(text, flush=True, file=sys.stdout)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _sharing(executor: str, plan: Plan) -> str:

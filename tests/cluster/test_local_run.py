@@ -97,3 +97,14 @@ def test_a_stopped_or_killed_run_resumes_to_the_same_weights_bit_for_bit(finishe
     assert len(stored) == len(set(stored)) == 7, "a block was solved and kept twice, or never"
     for name, value in weights(reference).items():
         assert torch.equal(value, weights(run)[name]), name
+
+
+def test_a_run_whose_output_nobody_reads_any_more_goes_on_to_its_end(tmp_path):
+    run = tmp_path / "run"
+    process = start("run", write_tiny(tmp_path, executor="local", samples=48, batches=16), "--folder", run)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("run folder")
+    process.stdout.close()
+    assert process.wait(timeout=200) == 0
+    assert events(run, "run_finished")[-1]["status"] == "complete"
+    assert (run / "report.html").exists()
