@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from running import write_tiny
 
 from forebay.cluster import launch as launching
 from forebay.cluster import provenance
+from forebay.cluster.faults import decide
 from forebay.cluster.history import read_history
 from forebay.cluster.local_executor import LocalExecutor
 from forebay.learners.learner import StreamLearner
@@ -22,24 +24,26 @@ from forebay.pipeline.dataset import DatasetCoordinator
 from forebay.pipeline.errors import DatasetError, RunError, StudyError
 from forebay.pipeline.journal import Journal, read_journal
 from forebay.pipeline.keeper import Keeper
+from forebay.pipeline.losses import Losses
 from forebay.pipeline.messages import (
     BlockIngested,
+    BlockLost,
     BlockStored,
     CheckpointSaved,
     Event,
     Finish,
     Solve,
     SolverLost,
-    StageFailed,
     StopRequested,
     Store,
     Tick,
     TrainingEnded,
+    WriterLost,
 )
 from forebay.pipeline.plan import make_plan
 from forebay.pipeline.records import Block, Field, Outcome, Parameter, Schema, SolveRecord
 from forebay.pipeline.run import run
-from forebay.pipeline.study import study_from_dict
+from forebay.pipeline.study import FaultsTable, study_from_dict
 
 SCHEMA = Schema((Parameter("height", 0.0, 1.0),), (), (Field("u", ("y", "x"), (4, 4)),))
 
@@ -124,6 +128,7 @@ def run_in_process(folder, study, outcome=Outcome.CONVERGED, *, stop_after=None,
         plan.chunks,
         ["solver-0"],
         1,
+        losses=Losses(partial(decide, FaultsTable())),
         stored=earlier.stored if earlier else (),
         ingested=read_history(folder).ingested,
         checkpoint_every_s=1e-9 if tick else 1e12,
@@ -281,8 +286,10 @@ def test_the_commit_is_that_of_our_own_source_tree_and_not_of_a_repository_aroun
     assert asked == ["ls-files"]
 
 
-@pytest.mark.parametrize("kind", ["ActorDiedError", "ObjectLostError"])
-def test_a_solve_whose_process_or_object_is_lost_is_a_lost_solver_and_a_store_a_failed_stage(monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("kind", "event"), [("ActorDiedError", WriterLost("gone")), ("ObjectLostError", BlockLost(("train", 3), "gone"))]
+)
+def test_lost_processes_and_lost_objects_are_events_that_name_what_is_gone(monkeypatch, tmp_path, kind, event):
     from ray import exceptions
 
     from forebay.cluster import ray_executor
@@ -293,11 +300,12 @@ def test_a_solve_whose_process_or_object_is_lost_is_a_lost_solver_and_a_store_a_
         raise error
 
     monkeypatch.setattr(ray_executor.ray, "get", get)
-    executor = ray_executor.RayExecutor(None, time.time, 0.0, False)
-    executor._generation["solver-0"] = 1
+    monkeypatch.setattr(ray_executor, "_reason", lambda error: "gone")
+    executor = ray_executor.RayExecutor(SimpleNamespace(folder=tmp_path), time.time, 0.0, False)
+    executor._generation |= {"solver-0": 1, "writer": 2}
     key = ("train", 3)
     lost = executor._event_of("a", ray_executor._Pending(Solve(key, "solver-0"), "solver-0", 1))
-    assert isinstance(lost, SolverLost)
-    failed = executor._event_of("b", ray_executor._Pending(Store(key)))
-    assert isinstance(failed, StageFailed)
-    assert failed.stage == "data set"
+    assert lost == SolverLost("solver-0", "gone")
+    assert executor._event_of("b", ray_executor._Pending(Store(key), "writer", 2)) == event
+    late = executor._event_of("c", ray_executor._Pending(Store(key), "writer", 1))
+    assert isinstance(late, Tick), "asked of a writer that was replaced before"

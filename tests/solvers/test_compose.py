@@ -122,7 +122,7 @@ def test_only_a_reduced_study_has_a_library(tmp_path):
 def test_settings_of_the_study_are_those_of_the_basis(tmp_path):
     rom = {"displacement": 3e-5, "stress": 2e-3, "p": 5e-3, "cubature": 7e-3, "test_modes": 3, "tolerance": 0.07}
     study = solid_study(tmp_path, method="rom", rom=rom)
-    assert Settings(**study.settings) == Settings(3e-5, 2e-3, 5e-3, 7e-3, 3)
+    assert Settings(**study.settings) == Settings(3e-5, 2e-3, 5e-3, 7e-3, 3, bases="auto")
 
 
 @pytest.mark.parametrize("method", ["full", "rom"])
