@@ -100,7 +100,13 @@ def name_of(pid: int) -> str:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "fault", ["kill the driver", "SIGTERM", "kill a solver", "kill the learner", "kill the writer"]
+    "fault",
+    [
+        "kill the driver",
+        "SIGTERM",
+        # test_chaos.py kills these too.
+        *(pytest.param(f"kill {what}", marks=pytest.mark.slow) for what in ("a solver", "the learner", "the writer")),
+    ],
 )
 def test_a_ray_run_survives(tmp_path, fault):
     study = write_tiny(tmp_path, executor="ray", samples=2400, batches=400, checkpoint_every_s=0.2)
@@ -149,7 +155,7 @@ def deadly_study(folder: Path, **faults: int) -> Path:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("redraws", [0, 1])
+@pytest.mark.parametrize("redraws", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_samples_that_take_their_solver_down_are_given_up_or_drawn_anew_and_the_rest_is_solved(tmp_path, redraws):
     run = tmp_path / "run"
     result = forebay("run", deadly_study(tmp_path, sample_losses=1, redraws=redraws), "--folder", run, timeout=400)
@@ -157,7 +163,7 @@ def test_samples_that_take_their_solver_down_are_given_up_or_drawn_anew_and_the_
     records = [e["records"] for e in events(run, "block_stored") if e["split"] == "train"]
     outcomes = Counter(o for r in records for o in r["outcome"])
     marked = [e["sample"] for e in events(run, "solver_lost") if e["sample"]]
-    assert marked, "no sample was found guilty"
+    assert {sample for _, sample in marked} == {15, 38}, "the samples below the limit"
     data = xarray.open_zarr(run / "dataset.zarr").load()
     assert data.sizes["sample"] == 48
     if redraws:
@@ -165,7 +171,7 @@ def test_samples_that_take_their_solver_down_are_given_up_or_drawn_anew_and_the_
         assert told
         assert all("drawn anew 1 times: its solver was lost" in m for m in told)
         assert outcomes == {"CONVERGED": 48}
-        assert (data["parameters"].values[:, 0] >= 0.56).all()
+        assert (data["parameters"].values[:, 0] >= 0.5615).all()
         verified = forebay("dataset", "verify", run, "--samples", 48, "--trust-study")
         assert verified.returncode == 0, verified.stdout + verified.stderr
     else:

@@ -46,7 +46,8 @@ def finish(process: subprocess.Popen[str], run: Path, samples: int) -> str:
 def study_of(folder: Path, solvers: int, **size: int) -> Path:
     study = write_tiny(folder, executor="ray", checkpoint_every_s=0.5, **size)
     text = study.read_text().replace("actors = 1", f"actors = {solvers}").replace("[learner]", "[learner]\nranks = 2")
-    study.write_text(text)
+    # A small buffer makes the solvers wait for the learners, so that there is work left for those that come later.
+    study.write_text(text.replace("[buffer]", "[buffer]\ncapacity = 256"))
     return study
 
 
@@ -72,10 +73,10 @@ def test_a_node_that_vanishes_with_a_learner_and_solvers_costs_no_sample(tmp_pat
 def test_solvers_begin_on_nodes_that_join_later(tmp_path, nodes):
     nodes.add(cores=1)
     run = tmp_path / "run"
-    process = begin(nodes, study_of(tmp_path, 3, samples=1600, batches=600), run)
+    process = begin(nodes, study_of(tmp_path, 3, samples=4000, batches=1500), run)
     wait_until(lambda: len(events(run, "block_stored")) > 4, process)
     assert {e["solver"] for e in events(run, "block_stored")} == {"solver-0"} or not events(run, "solver_ready")
     nodes.add()
     wait_until(lambda: len(events(run, "solver_ready")) == 2, process)
-    finish(process, run, 1600)
+    finish(process, run, 4000)
     assert len({e["solver"] for e in events(run, "block_stored")}) == 3, "a solver that came later had no work"

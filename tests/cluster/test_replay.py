@@ -46,6 +46,7 @@ def test_a_replay_without_changes_gives_the_runs_weights_bit_for_bit_although_it
     assert kept["relative_l2"] == pytest.approx(kept["online"], rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_with_ray_is_replayed_bit_for_bit_too(tmp_path):
     run = tmp_path / "run"

@@ -14,7 +14,7 @@ class Deadly:
     """-u'' + s u = f; deadly for s below `limit`."""
 
     n: int = 32
-    limit: float = 0.56
+    limit: float = 0.5615
     symmetry = "spd"
 
     @property
