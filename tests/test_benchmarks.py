@@ -22,6 +22,7 @@ CLAIMS = (
     "auto",
     "batched_cpu",
     "batched_gpu",
+    "chaos",
     "cubature_scaling",
     "dataset_io",
     "dcdm",
