@@ -1,4 +1,4 @@
-"""A run survives whatever is killed under it: no sample is lost, none is counted twice.
+"""Claim: a run survives whatever is killed under it: no sample is lost, none is counted twice.
 
 Solvers, the learner, the writer, whole nodes and the driver are killed with SIGKILL at random times, in random order; a
 driver that ended is brought back with `forebay resume`.  In the end the data set has to be that of an undisturbed run
@@ -59,8 +59,9 @@ def main() -> int:
     options = options_parser.parse_args()
     kills = options.kills or (5 if options.quick else 50)
     report = Report("chaos", options, ("ray", "torch", "zarr"))
-    # Long enough that the run is under way during every kill: recovering takes seconds, solving goes on meanwhile.
-    batches, samples = 260 * kills, 2_400 * kills
+    # Long enough that the run is under way during every kill: recovering takes seconds, solving goes on meanwhile,
+    # and training goes back to its last checkpoint with every learner that is lost.
+    batches, samples = 100 * kills, 2_400 * kills
     with tempfile.TemporaryDirectory(prefix="forebay-chaos-") as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
