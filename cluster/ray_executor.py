@@ -220,6 +220,7 @@ class RayExecutor:
         """Posted events, a tick when one is due however busy the run is, then whatever finished first."""
         for key in self._handed_over:  # its commands hold the reference now; the driver's would pin the memory
             self._blocks.pop(key, None)
+            self._made_by.pop(key, None)
         self._handed_over.clear()
         if self._events:
             return self._events.popleft()
@@ -240,7 +241,7 @@ class RayExecutor:
         self._spilling.stop()
         try:
             ray.get([learner.interrupt.remote() for learner in self._learners], timeout=10)
-        except (RayError, AttributeError) as error:  # the learner is the thing that died, or is still being built
+        except RayError as error:  # the learner is the thing that died, or is still being built
             log.info("the learner did not answer at the end: %s", error)
         self._waiting.clear()
         self._blocks.clear()
@@ -304,7 +305,7 @@ class RayExecutor:
 
     def _learner_for(self, key: BlockKey) -> Any:
         """The first learner validates; training blocks are shared out."""
-        solver = self._made_by.pop(key, "")
+        solver = self._made_by.get(key, "")
         if key[0] == "validation":
             return self._learners[0]
         return self._learners[self._router.choose(self._homes.get(solver))]

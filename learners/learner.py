@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,9 @@ import torch
 
 from forebay.learners.arrivals import Arrivals
 from forebay.learners.device import learner_device
-from forebay.learners.evaluate import Evaluation, evaluate, examples
+from forebay.learners.evaluate import Evaluation, evaluate
 from forebay.learners.frames import frames_by_key, frames_of, ring_specs
+from forebay.learners.learner_checkpoint import Clock, save_learner, shard_in, shard_of
 from forebay.learners.metrics import MetricsLog
 from forebay.learners.ring import Ring
 from forebay.learners.step import TrainOptions, TrainState, make_state, train_step
@@ -32,7 +33,7 @@ from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
 from forebay.learners.team import Solo, Team, Word
 from forebay.learners.threads import ThreadChoice
 from forebay.learners.validation_set import ValidationSet
-from forebay.learners.weights import latest_checkpoint, load_checkpoint, save_checkpoint
+from forebay.learners.weights import latest_checkpoint, load_checkpoint
 from forebay.pipeline.buffer import Policy, make_buffer
 from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.plan import Plan
@@ -47,16 +48,6 @@ LOG_EVERY = 10
 """Batches that one line of metrics.jsonl averages over."""
 WAIT_S = 0.1
 """Longest wait for data before the training thread looks for requests."""
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Cumulative seconds of the training loop's parts."""
-
-    wait_s: float = 0.0
-    draw_s: float = 0.0
-    step_s: float = 0.0
-    frames: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +73,7 @@ class StreamLearner:
     _arrivals: Arrivals = field(init=False)
     """Training chunks for the normaliser."""
     _threads: ThreadChoice = field(init=False)
-    _clock: _Clock = field(default_factory=_Clock, init=False)
+    _clock: Clock = field(default_factory=Clock, init=False)
     _losses: list[float] = field(default_factory=list, init=False)
     _production_ended: threading.Event = field(default_factory=threading.Event, init=False)
     _interrupted: threading.Event = field(default_factory=threading.Event, init=False)
@@ -239,10 +230,7 @@ class StreamLearner:
         """Save weights, optimiser, normaliser, generator and buffer state between two batches; batch and folder."""
         with self._changing_hands:
             if not self._training.is_set():
-                if self.team.size > 1 and (path := latest_checkpoint(self.folder / "checkpoints")) is not None:
-                    return self.batches, path  # the team has saved when it ended, and says nothing more
-                self._normalise()
-                return self._save()
+                return self._save_alone()
             request: Future[tuple[int, Path]] = Future()
             self._requests.put(request)
         return request.result()
@@ -259,19 +247,8 @@ class StreamLearner:
             return None
         self._save(shards)
         self.state.surrogate.save(self.folder / "surrogate")
-        self._keep_examples(evaluation)
+        self.validation.keep_examples(self.folder / "predictions.npz", self.state.surrogate, evaluation)
         return evaluation
-
-    def _keep_examples(self, evaluation: Evaluation) -> None:
-        keys, data = self.validation.frames()
-        shown = examples(self.state.surrogate, data, evaluation)
-        steps = self.schema.steps
-        extra: dict[str, Any] = shown | {"sample_ids": keys[shown["rows"]] // steps}
-        if self.schema.times:
-            extra["time"] = np.asarray(self.schema.times)[keys[shown["rows"]] % steps]
-        for coordinate in self.schema.coordinates:
-            extra[f"coordinates/{coordinate.name}"] = coordinate.values
-        np.savez_compressed(self.folder / "predictions.npz", **extra)
 
     def _prepare(self, block: Block) -> tuple[np.ndarray, Mapping[str, Any]]:
         keys, arrays = frames_of(block, self.schema, self.ring.device)
@@ -358,9 +335,7 @@ class StreamLearner:
             except Empty:
                 return
             try:
-                if self.team.size == 1:
-                    self._normalise()
-                request.set_result(self._save(shards))
+                request.set_result(self._save(shards) if shards else self._save_alone())
             except Exception as error:
                 request.set_exception(error)
 
@@ -376,10 +351,7 @@ class StreamLearner:
             batch=self.batches,
             loss=loss,
             lr=self.state.lr,
-            frames=self._clock.frames * self.team.size,
-            wait_s=self._clock.wait_s,
-            draw_s=self._clock.draw_s,
-            step_s=self._clock.step_s,
+            **self._clock.counters(self.team.size),
             unseen=counts.unseen,
             seen=counts.seen,
             capacity=self.ring.capacity,
@@ -395,39 +367,28 @@ class StreamLearner:
         return evaluation
 
     def _shard(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this learner alone."""
-        return {
-            "buffer": self.ring.to_dict(),
-            "ingested_chunks": sorted(self._chunks),
-            "normalised_chunks": sorted(self._arrivals.taken),
-        }
+        return shard_of(self.ring, self._chunks, self._arrivals.taken)
 
-    def _save(self, shards: list[dict[str, Any]] | None = None) -> tuple[int, Path]:
-        """Write a checkpoint; of a team with what the others' rings hold, else those are filled anew."""
-        mine = self._shard()
-        shards = shards or [mine]
-        path = save_checkpoint(
-            self.folder / "checkpoints",
-            self.state,
-            extra={
-                **mine,
-                "ingested_chunks": sorted({chunk for shard in shards for chunk in shard["ingested_chunks"]}),
-                "shards": shards if self.team.size > 1 else [],
-                "clock": {name: getattr(self._clock, name) for name in self._clock.__slots__},
-            },
-            keep=self.keep_checkpoints,
-        )
+    def _save(self, shards: Sequence[dict[str, Any]]) -> tuple[int, Path]:
+        root, together = self.folder / "checkpoints", self.team.size > 1
+        path = save_learner(root, self.state, shards, together=together, clock=self._clock, keep=self.keep_checkpoints)
         return self.batches, path
 
-    def _restore(self, checkpoint: Path, load: Callable[[BlockKey], Block]) -> None:
-        restored = load_checkpoint(checkpoint, device=self.ring.device, options=self.state.options, wrap=self.team.wrap)
-        self.state, extra = restored.state, restored.extra
-        self._clock = _Clock(**extra["clock"])
-        shards = extra.get("shards") or [extra]
-        if self.team.rank >= len(shards):
-            return  # it was saved before this one had anything
-        shard = shards[self.team.rank]
-        self._chunks = set(shard["ingested_chunks"])
-        self._arrivals.taken.update(shard["normalised_chunks"])
-        fetch = frames_by_key(load, self.schema, self.plan.chunks["train"].size)
-        self.ring.refill(shard["buffer"], fetch)
+    def _save_alone(self) -> tuple[int, Path]:
+        """Save without a word to the team, which has saved at its end and says nothing more, or has not begun."""
+        if self.team.size == 1:
+            self._normalise()
+        elif (path := latest_checkpoint(self.folder / "checkpoints")) is not None:
+            return self.batches, path
+        return self._save([self._shard()])
+
+    def _restore(self, path: Path, load: Callable[[BlockKey], Block]) -> None:
+        restored = load_checkpoint(path, device=self.ring.device, options=self.state.options, wrap=self.team.wrap)
+        self.state = restored.state
+        self._clock = Clock(**restored.extra["clock"])
+        shard = shard_in(restored, self.team.rank)
+        if shard is not None:
+            self._chunks = set(shard["ingested_chunks"])
+            self._arrivals.taken.update(shard["normalised_chunks"])
+            fetch = frames_by_key(load, self.schema, self.plan.chunks["train"].size)
+            self.ring.refill(shard["buffer"], fetch)

@@ -57,6 +57,9 @@ class FrameStore:
             for chunk in np.unique(batch.keys // self._frames).tolist():
                 self._uses.setdefault(chunk, []).append(batch.number)
         self._held: dict[int, tuple[np.ndarray, Mapping[str, np.ndarray]]] = {}
+        self._bytes = 0
+        self._touched: set[int] = set()
+        """Chunks asked for since the batch before."""
 
     def batch(self, number: int, keys: np.ndarray) -> dict[str, torch.Tensor]:
         """The arrays of one batch, (b, *shape) each, in the order of the keys; batches must be asked for in order.
@@ -81,24 +84,30 @@ class FrameStore:
 
     def chunk(self, chunk: int) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         """Keys and arrays of a chunk's valid frames."""
+        self._touched.add(chunk)
         if chunk not in self._held:
             self.reads += 1
             self._held[chunk] = frames_of(self._load(chunk), self._schema)
+            self._bytes += self._size(chunk)
         return self._held[chunk]
 
     def _drop_after(self, number: int) -> None:
-        for chunk in list(self._held):
+        for chunk in self._touched:
             uses = self._uses.get(chunk, [])
             while uses and uses[-1] <= number:
                 uses.pop()
             if not uses:
-                del self._held[chunk]
+                self._drop(chunk)
+        self._touched.clear()
         while len(self._held) > 1 and self._bytes > self._memory:
-            del self._held[max(self._held, key=lambda chunk: self._uses[chunk][-1])]
+            self._drop(max(self._held, key=lambda chunk: self._uses[chunk][-1]))
 
-    @property
-    def _bytes(self) -> int:
-        return sum(array.nbytes for _, arrays in self._held.values() for array in arrays.values())
+    def _drop(self, chunk: int) -> None:
+        self._bytes -= self._size(chunk)
+        del self._held[chunk]
+
+    def _size(self, chunk: int) -> int:
+        return sum(array.nbytes for array in self._held[chunk][1].values())
 
 
 @dataclass(slots=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from forebay.learners.evaluate import Evaluation, examples
 from forebay.learners.frames import frames_of, tensor_of
+from forebay.learners.surrogate import Surrogate
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.records import Block, Schema
 
@@ -41,3 +45,15 @@ class ValidationSet:
             )
         keys = np.concatenate([k for k, _ in parts])
         return keys, {name: torch.cat([arrays[name] for _, arrays in parts]) for name in parts[0][1]}
+
+    def keep_examples(self, path: Path, surrogate: Surrogate, evaluation: Evaluation) -> None:
+        """Leave some predictions beside the truth, as .npz, for the report."""
+        keys, data = self.frames()
+        shown = examples(surrogate, data, evaluation)
+        steps = self.schema.steps
+        extra: dict[str, Any] = shown | {"sample_ids": keys[shown["rows"]] // steps}
+        if self.schema.times:
+            extra["time"] = np.asarray(self.schema.times)[keys[shown["rows"]] % steps]
+        for coordinate in self.schema.coordinates:
+            extra[f"coordinates/{coordinate.name}"] = coordinate.values
+        np.savez_compressed(path, **extra)

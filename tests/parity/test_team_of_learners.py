@@ -107,6 +107,15 @@ def test_a_member_whose_shard_runs_out_ends_the_training_of_all_at_the_same_batc
     assert first["weights"] == second["weights"]
 
 
+def test_a_checkpoint_of_the_first_alone_leaves_the_team_in_step_and_its_last_one_whole(tmp_path):
+    first, second = together("saved", tmp_path)
+    assert first["batches"] == second["batches"] == 14
+    assert (first["moments"], first["frames"]) == (second["moments"], second["frames"])
+    assert first["weights"] == second["weights"]
+    *_, latest = sorted((tmp_path / "checkpoints").iterdir())
+    assert len(json.loads((latest / "state.json").read_text())["extra"]["shards"]) == 2
+
+
 def test_a_team_goes_on_from_its_checkpoint_with_what_each_ring_held(tmp_path):
     together("even", tmp_path)
     *_, earlier = sorted((tmp_path / "checkpoints").iterdir())

@@ -100,8 +100,8 @@ def make(team, folder: Path, *, resume: bool) -> StreamLearner:
     )
 
 
-def stream(team, folder: Path, chunks: range) -> dict[str, object]:
-    """Train on some chunks to the end; what came of it."""
+def stream(team, folder: Path, chunks: range, *, save_around: bool = False) -> dict[str, object]:
+    """Train on some chunks to the end; what came of it.  The first saves before and after, when the others do not."""
     resumed = (folder / "checkpoints").exists()
     learner = make(team, folder, resume=resumed)
     begun = learner.batches, sorted(learner.chunks)
@@ -110,8 +110,13 @@ def stream(team, folder: Path, chunks: range) -> dict[str, object]:
     for chunk in chunks:
         if chunk not in learner.chunks:
             learner.ingest(block("train", chunk))
+    saves = save_around and team.rank == 0
+    if saves:
+        learner.checkpoint()
     learner.end_production()
     batches = learner.train()
+    if saves:
+        learner.checkpoint()
     normaliser = learner.state.surrogate.normaliser
     return {
         "begun": begun,
@@ -134,8 +139,9 @@ def main() -> None:
         torch.save(train_steps(team, task), folder / f"{task}-{rank}.pt")
         result = None
     else:
-        uneven = {"even": (range(0, 8), range(8, 16)), "uneven": (range(0, 8), range(8, 10))}[task]
-        result = stream(team, folder, uneven[rank])
+        even = (range(0, 8), range(8, 16))
+        chunks = {"even": even, "saved": even, "uneven": (range(0, 8), range(8, 10))}[task]
+        result = stream(team, folder, chunks[rank], save_around=task == "saved")
     (folder / f"{task}-{rank}.json").write_text(json.dumps(result))
     team.close()
 
