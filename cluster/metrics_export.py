@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
@@ -37,6 +36,7 @@ from forebay.pipeline.messages import (
     Tick,
     WriterLost,
 )
+from forebay.pipeline.text_file import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -182,11 +182,9 @@ class Targets:
         )
         if targets == self._written:
             return
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         content = [{"labels": {"job": "forebay", "forebay_run": self.run}, "targets": targets}]
         try:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, self.path)
+            replace_text(self.path, json.dumps(content, indent=2) + "\n")
         except OSError as error:  # the run does not depend on being watched
             log.warning("%s could not be written, so Prometheus will not find this run: %s", self.path, error)
             return

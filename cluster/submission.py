@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from forebay.pipeline.errors import RunError
+from forebay.pipeline.text_file import replace_text
 
 FILE = "submission.json"
 FILES = (FILE, "job.sh", "logs")
@@ -43,9 +44,7 @@ class Submission:
 
     def write(self, run: Path) -> None:
         """Replace what the run folder says."""
-        temporary = run / f".{FILE}.{os.getpid()}"
-        temporary.write_text(json.dumps({k: v for k, v in asdict(self).items() if v}, indent=2), encoding="utf-8")
-        os.replace(temporary, run / FILE)
+        replace_text(run / FILE, json.dumps({k: v for k, v in asdict(self).items() if v}, indent=2))
 
     def __str__(self) -> str:
         match self.kind:

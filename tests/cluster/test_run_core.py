@@ -13,6 +13,7 @@ import pytest
 import torch
 from running import write_tiny
 
+from forebay.cluster import drive as driving
 from forebay.cluster import launch as launching
 from forebay.cluster import provenance
 from forebay.cluster.faults import decide
@@ -251,7 +252,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_message(tmp_path):
 def test_resume_reads_what_was_stored_only_when_no_other_attempt_can_add_to_it(tmp_path, monkeypatch):
     run_folder = tmp_path / "run"
     opened = []
-    monkeypatch.setattr(launching, "_drive", lambda prepared, datasets, history, words: opened.append(datasets) or 0)
+    monkeypatch.setattr(driving, "drive", lambda prepared, datasets, history, words: opened.append(datasets) or 0)
     launching.launch(write_tiny(tmp_path, executor="local"), [], None, run_folder)
     for dataset in opened.pop().values():
         dataset.close()
