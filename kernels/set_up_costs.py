@@ -1,7 +1,7 @@
 """What set-ups cost beside iterations on a device, measured once and kept; the guard of learned weights counts them in.
 
-On a CPU core (`torch`) the classical set-up takes as long as 4 iterations in two dimensions and 17 in three, the
-network's 6 to 26 and 20 to 33.
+On a CPU core (`torch`, tried by hand) the classical set-up took as long as 4 iterations in two dimensions and 17 in
+three, the network's 6 to 26 and 20 to 33.
 """
 
 from __future__ import annotations
