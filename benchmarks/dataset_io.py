@@ -20,31 +20,25 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
+import dataset_io_others as others
 import numpy as np
-import tensorstore
 import torch
 import xarray
-import zarr
 from common import Measured, Report, alternate, number, parser, table
+from dataset_io_cases import BATCH, FIELDS, SEED, Arrays, Blocks, Case, Read, Write
 
 from forebay.learners.stream import StreamDataset
 from forebay.pipeline.dataset import DatasetCoordinator, DatasetReader, DatasetWriter
-from forebay.pipeline.records import Block, ChunkPlan, Field, Outcome, Schema, SolveRecord
+from forebay.pipeline.records import Block, Field, Outcome, Schema, SolveRecord
 
-BATCH, SEED = 32, 20_231
-FIELDS = ("a", "u")
-FILE_BYTES = 4 * 2**20
 WRITE_TARGET, READ_TARGET = 0.8, 5.0
 RAW, OURS, COPY = "plain files, fsync each", "ours", "copy"
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -63,47 +57,7 @@ FULL = Sizes(written_bytes=1 << 30, stored_bytes=256 << 20, seconds=0.5, repeats
 QUICK = Sizes(written_bytes=64 << 20, stored_bytes=32 << 20, seconds=0.05, repeats=1)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One size of frames."""
-
-    side: int
-    stored_bytes: int
-
-    @property
-    def plan(self) -> ChunkPlan:
-        """Samples and blocks."""
-        each = 4 * self.side**2
-        return ChunkPlan("train", self.stored_bytes // (len(FIELDS) * each), FILE_BYTES // each)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one field."""
-        return (self.plan.samples, self.side, self.side)
-
-    @property
-    def chunk(self) -> tuple[int, int, int]:
-        """Of one file."""
-        return (self.plan.size, self.side, self.side)
-
-    def blocks(self) -> Iterator[tuple[slice, Arrays]]:
-        """Rows and their values; the same for every contender, made before the clock starts."""
-        made = [self.values(block) for block in range(min(32, self.plan.chunks))]
-        for block in range(self.plan.chunks):
-            ids = self.plan.sample_ids(block)
-            arrays = {name: values[: len(ids)] for name, values in made[block % 32].items()}
-            yield slice(int(ids[0]), int(ids[-1]) + 1), arrays
-
-    def values(self, block: int) -> Arrays:
-        """The fields of one block: noise that nothing can compress; the 33rd block is like the first."""
-        rng = np.random.default_rng([SEED, block % 32])
-        return {name: rng.random(self.chunk, np.float32) for name in FIELDS}
-
-
 # -- writing -----------------------------------------------------------------------------------------------------------
-
-Blocks = list[tuple[slice, Arrays]]
-Write = Callable[[Path, Case, Blocks], None]
 
 
 def write_plain(folder: Path, case: Case, blocks: Blocks) -> None:
@@ -129,74 +83,14 @@ def write_ours(folder: Path, case: Case, blocks: Blocks) -> None:
             coordinator.commit(chunk, records, none)
 
 
-def write_zarr(folder: Path, case: Case, blocks: Blocks, *, single: bool = False) -> None:
-    group = zarr.open_group(str(folder), mode="w-", zarr_format=3)
-    chunks = (1, *case.chunk[1:]) if single else case.chunk
-    made = {n: group.create_array(n, shape=case.shape, chunks=chunks, dtype="f4", compressors=None) for n in FIELDS}
-    for rows, arrays in blocks:
-        for name, values in arrays.items():
-            made[name][rows] = values
-
-
-def write_tensorstore(folder: Path, case: Case, blocks: Blocks) -> None:
-    stores = {name: open_tensorstore(folder / name, case) for name in FIELDS}
-    for rows, arrays in blocks:
-        for name, values in arrays.items():
-            stores[name][rows].write(values).result()
-
-
-def open_tensorstore(folder: Path, case: Case | None = None) -> Any:
-    spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
-    # Its own fsync of every file would come on top of the `sync` at the end.
-    spec["context"] = {"file_io_sync": False}
-    if case is None:
-        return tensorstore.open(spec, read=True, open=True).result()
-    grid = {"name": "regular", "configuration": {"chunk_shape": list(case.chunk)}}
-    spec["metadata"] = {"shape": list(case.shape), "chunk_grid": grid, "data_type": "float32"}
-    return tensorstore.open(spec, create=True, open=True, write=True).result()
-
-
-def write_xarray(folder: Path, case: Case, blocks: Blocks) -> None:
-    import dask.array
-
-    lazy = dask.array.zeros(case.shape, chunks=case.chunk, dtype=np.float32)
-    layout = {name: {"chunks": case.chunk, "compressors": None} for name in FIELDS}
-    empty = xarray.Dataset(dict.fromkeys(FIELDS, (("sample", "y", "x"), lazy)))
-    empty.to_zarr(folder, compute=False, encoding=layout, zarr_format=3, consolidated=False)
-    for rows, arrays in blocks:
-        part = xarray.Dataset({name: (("sample", "y", "x"), values) for name, values in arrays.items()})
-        part.to_zarr(folder, region={"sample": rows}, consolidated=False)
-
-
-def write_hdf5(folder: Path, case: Case, blocks: Blocks, *, single: bool = False) -> None:
-    folder.mkdir()
-    with h5py.File(folder / "samples.h5", "w") as file:
-        chunks = (1, *case.chunk[1:]) if single else None
-        made = {name: file.create_dataset(name, case.shape, "f4", chunks=chunks) for name in FIELDS}
-        for rows, arrays in blocks:
-            for name, values in arrays.items():
-                made[name].write_direct(values, dest_sel=np.s_[rows])
-
-
-WRITERS: dict[str, Write] = {
-    RAW: write_plain,
-    OURS: write_ours,
-    "zarr-python": write_zarr,
-    "zarr-python, sample a chunk": partial(write_zarr, single=True),
-    "tensorstore": write_tensorstore,
-    "xarray": write_xarray,
-    "HDF5 contiguous": write_hdf5,
-    "HDF5, sample a chunk": partial(write_hdf5, single=True),
-}
+WRITERS: dict[str, Write] = {RAW: write_plain, OURS: write_ours, **others.WRITERS}
 DURABLE = (RAW, OURS)
 """Writers that need no `sync` at the end."""
-PARTS = {"zarr-python, sample a chunk": 16, "HDF5, sample a chunk": 4, "xarray": 4}
-"""Writers that are so slow that a part of the bytes is enough."""
 
 
 def write_rate(name: str, folder: Path, side: int, written_bytes: int) -> float:
     """Megabytes a second until everything is on the disk."""
-    case = Case(side, written_bytes // PARTS.get(name, 1))
+    case = Case(side, written_bytes // others.PARTS.get(name, 1))
     blocks = list(case.blocks())
     target = folder / "written"
     shutil.rmtree(target, ignore_errors=True)
@@ -210,34 +104,17 @@ def write_rate(name: str, folder: Path, side: int, written_bytes: int) -> float:
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
-Read = Callable[[np.ndarray], Any]
-"""A batch by its row numbers, in any order; whatever comes back holds both fields."""
-
 
 def readers(folder: Path, case: Case) -> dict[str, Read]:
     """Everything open and ready; files of each writer lie in folders of its name."""
     made = DatasetReader(folder / OURS)
     out = {name: np.empty((BATCH, *case.shape[1:]), np.float32) for name in FIELDS}
-    found: dict[str, Read] = {
+    return {
         COPY: _copy(case),
         OURS: lambda rows: made.read_frames(rows, out),
         "ours, StreamDataset": _stream(folder / OURS),
+        **others.readers(folder, out),
     }
-    for name in ("zarr-python", "zarr-python, sample a chunk"):
-        found[name] = _by_batch({n: zarr.open_array(folder / name / n, mode="r").oindex for n in FIELDS})
-        if "sample" not in name:
-            found[f"{name}, one by one"] = _by_sample({n: zarr.open_array(folder / name / n, mode="r") for n in FIELDS})
-    stores = {n: open_tensorstore(folder / "tensorstore" / n) for n in FIELDS}
-    found["tensorstore"] = lambda rows: [f.result() for f in [stores[n][np.sort(rows)].read() for n in FIELDS]]
-    singles = {n: open_tensorstore(folder / "zarr-python, sample a chunk" / n) for n in FIELDS}
-    found["tensorstore, sample a chunk"] = lambda rows: [f.result() for f in [singles[n][rows].read() for n in FIELDS]]
-    lazy = xarray.open_zarr(folder / "xarray", chunks=None, consolidated=False)
-    found["xarray"] = lambda rows: lazy.isel(sample=np.sort(rows)).load()
-    for name in ("HDF5 contiguous", "HDF5, sample a chunk"):
-        file = h5py.File(folder / name / "samples.h5", "r")
-        found[name] = _by_batch({n: file[n] for n in FIELDS}, distinct=True)
-        found[f"{name}, one by one"] = _hdf5_by_sample({n: file[n] for n in FIELDS}, out)
-    return found
 
 
 def _copy(case: Case) -> Read:
@@ -257,28 +134,6 @@ def _stream(path: Path) -> Read:
 
     def read(rows: np.ndarray) -> Any:
         return next(batches)  # chooses the rows itself
-
-    return read
-
-
-def _by_batch(arrays: dict[str, Any], *, distinct: bool = False) -> Read:
-    def read(rows: np.ndarray) -> list[np.ndarray]:
-        wanted = np.unique(rows) if distinct else np.sort(rows)
-        return [array[wanted] for array in arrays.values()]
-
-    return read
-
-
-def _by_sample(arrays: dict[str, Any]) -> Read:
-    return lambda rows: [np.stack([array[i] for i in rows.tolist()]) for array in arrays.values()]
-
-
-def _hdf5_by_sample(arrays: dict[str, Any], out: Arrays) -> Read:
-    def read(rows: np.ndarray) -> Arrays:
-        for name, array in arrays.items():
-            for k, i in enumerate(rows.tolist()):
-                array.read_direct(out[name], np.s_[i], np.s_[k])
-        return out
 
     return read
 
