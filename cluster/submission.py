@@ -64,10 +64,12 @@ def read_submission(run: Path) -> Submission | None:
     """
     try:
         kept = json.loads((run / FILE).read_text(encoding="utf-8"))
+        if not all(isinstance(value, str) for value in kept.values()):
+            raise TypeError("a value that is no text")
         submission = Submission(**kept)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         raise RunError(f"{run / FILE} is damaged; end the run's job by hand, then `forebay resume {run}`") from None
     if submission.kind not in get_args(Kind):
         raise RunError(f"{run / FILE} has kind = {submission.kind!r}, which this version does not know")

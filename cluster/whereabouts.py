@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -52,7 +53,7 @@ def state_of(submission: Submission) -> str:
     """
     match submission.kind:
         case "process":
-            return "running" if birth(_here(submission)) == submission.born else "ended"
+            return "running" if submission.born and birth(_here(submission)) == submission.born else "ended"
         case "slurm":
             from forebay.cluster import slurm
 
@@ -100,7 +101,13 @@ def _ask(submission: Submission) -> None:
 
 
 def _here(submission: Submission) -> int:
-    """The process id, if it is one of this machine."""
+    """The process id, if it is one of this machine.
+
+    Raises:
+        RunError: another machine's, or none at all: kill(2) takes -1 and 0 for many processes.
+    """
+    if not re.fullmatch(r"[1-9][0-9]{0,9}", submission.job):
+        raise RunError(f"{submission.job!r} is no process id; look at submission.json of the run folder")
     if submission.host != socket.gethostname():
         raise RunError(f"the run is {submission}, and this is {socket.gethostname()}; run this command there")
     return int(submission.job)

@@ -52,7 +52,9 @@ def test_the_driver_of_a_job_says_which_job(variable, expected):
     assert this_attempt({"FOREBAY_SUBMISSION": variable}) == expected
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "process", "job": "1", "more": 2}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"kind": "process", "job": "1", "more": 2}', '{"kind": "process", "job": 1}']
+)
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "submission.json").write_text(text)
     with pytest.raises(RunError, match=r"submission\.json is damaged; end the run's job by hand"):
@@ -88,6 +90,21 @@ def test_a_process_of_another_machine_is_not_touched_from_here(tmp_path, sleeper
     with pytest.raises(RunError, match=rf"process {sleeper.pid} on elsewhere, and this is .*; run this command there"):
         stop(tmp_path)
     assert is_alive(sleeper.pid)
+
+
+@pytest.mark.parametrize("job", ["-1", "0", "-17", "1.5", "abc"])
+@pytest.mark.parametrize("born", ["", "boot:1"])
+def test_what_is_no_process_id_is_never_signalled(tmp_path, monkeypatch, job, born):
+    sent = []
+    monkeypatch.setattr(whereabouts.os, "kill", lambda *words: sent.append(words))
+    monkeypatch.setattr(whereabouts, "birth", lambda pid: born)
+    Submission("process", job, host=this_attempt({}).host, born=born).write(tmp_path)
+    if born:
+        with pytest.raises(RunError, match=rf"'{job}' is no process id; look at submission\.json"):
+            stop(tmp_path)
+    else:
+        assert stop(tmp_path) == 0  # it never was one that could be told from others
+    assert not sent
 
 
 def test_a_process_that_does_not_end_is_told_about(tmp_path, sleeper, monkeypatch, capsys):
