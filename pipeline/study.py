@@ -6,7 +6,7 @@ and is filled in by `plan.make_plan`, so that the run folder keeps a study witho
 
 from __future__ import annotations
 
-import difflib
+import datetime
 import json
 import re
 import tomllib
@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from forebay.pipeline.errors import StudyError
+from forebay.pipeline.study_faults import CLOCK, PLAIN_WORD, explain
 
 Count = Annotated[int, Field(ge=1)]
 Tolerance = Annotated[float, Field(gt=0, lt=1)]
@@ -24,6 +25,22 @@ Tolerance = Annotated[float, Field(gt=0, lt=1)]
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _is_number(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError(f"{json.dumps(value)} is no number; give one, or leave the key out")
+        return value
+
+
+def _is_number(annotation: Any) -> bool:
+    """Is a key for a number, or for a number or nothing?"""
+    return annotation in (int, float) or any(item in (int, float) for item in map(_plain, get_args(annotation)))
+
+
+def _plain(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 class ProblemTable(BaseModel):
@@ -236,7 +253,7 @@ class FaultsTable(_Table):
     """Samples that are solved before that share counts."""
 
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+Word = Annotated[str, Field(pattern=PLAIN_WORD, max_length=128)]
 """What a batch system may be told as it is: no blank, quote or other character of a shell."""
 
 
@@ -248,7 +265,7 @@ class ClusterTable(_Table):
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     """Of each node."""
-    time: Annotated[str, Field(pattern=r"^(\d{1,3}-)?\d{1,3}:[0-5]\d:[0-5]\d$")] | None = None
+    time: Annotated[str, Field(pattern=CLOCK)] | None = None
     """Limit of one job, "hours:minutes:seconds" or "days-hours:minutes:seconds"; a run may take several jobs."""
     partition: Word | None = None
     """Of Slurm; the queue of PBS and LSF."""
@@ -263,11 +280,19 @@ class ClusterTable(_Table):
     extra: tuple[str, ...] = ()
     """Further options of the batch system, such as "--constraint=skylake"; refused likewise."""
 
+    @field_validator("time", "partition", "account", "qos", mode="before")
+    @classmethod
+    def _without_quotes(cls, value: Any) -> Any:
+        """TOML reads 12:00:00 as a time of the day and 12345 as a number, which is how a shell user writes them."""
+        if isinstance(value, datetime.time):
+            return value.isoformat()
+        return str(value) if type(value) is int else value
+
 
 class Study(_Table):
     """One study: a parametric PDE, a tolerance, a surrogate."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=PLAIN_WORD)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 2026
     samples: Count = 1000
     """Simulations to solve, keep and train on."""
@@ -317,7 +342,7 @@ def study_from_dict(tree: Mapping[str, Any], *, source: str = "study") -> Study:
     try:
         return Study.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(dict(fault)) for fault in error.errors()]
+        lines = [explain(Study, dict(fault)) for fault in error.errors()]
         raise StudyError(f"{source}: " + "\n".join(lines)) from None
 
 
@@ -340,35 +365,3 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # an unquoted string, as a shell user writes it
-
-
-def _explain(fault: dict[str, Any]) -> str:
-    """One sentence for one pydantic fault: key, value, constraint, remedy."""
-    location = [str(part) for part in fault["loc"]]
-    key = ".".join(location) or "study"
-    if fault["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"{key} = {fault['input']!r} is not a known key; {hint}"
-    if fault["type"] == "missing":
-        return f"{key} is missing; add it to the study"
-    constraint = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if fault["type"] == "value_error":
-        return f"{key}: {constraint}"
-    value = json.dumps(fault["input"], default=repr)
-    return f"{key} = {value} is not allowed: it should be {constraint}"
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    model: Any = Study
-    for part in location:
-        if part.isdigit():  # an entry of a list of tables
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if get_origin(annotation) is tuple:
-            annotation = get_args(annotation)[0]
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return sorted(model.model_fields)

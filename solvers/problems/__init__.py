@@ -123,7 +123,7 @@ def _execute(path: Path) -> ModuleType:
     try:
         # Compiled here and not by importlib, whose cache takes an edit within the same second for the old file.
         exec(compile(source, str(path), "exec"), vars(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends the process would do so without a word
         del sys.modules[name]
         raise ProblemError(
             f"problem file {path} raised {type(error).__name__}: {error}; `python {path.name}` shows where"

@@ -52,7 +52,24 @@ def test_overrides_replace_values_and_make_tables(study_file):
         ("sampels = 3\n" + MINIMAL, r"sampels = 3 is not a known key; did you mean 'samples'\?"),
         (MINIMAL + "[learner]\nlearningrate = 1.0\n", r"learner.learningrate = 1.0 is not a known key; known .*lr"),
         (MINIMAL.replace("40", "0"), r"samples = 0 is not allowed: it should be greater than or equal to 1"),
-        (MINIMAL.replace("40", '"many"'), r'samples = "many" is not allowed: it should be a valid integer'),
+        (MINIMAL.replace("40", '"many"'), r'samples = "many" is not allowed: it should be a whole number'),
+        (MINIMAL.replace("40", "1.5"), r"samples = 1.5 is not allowed: it should be a whole number"),
+        (MINIMAL.replace("40", "true"), r"samples: true is no number; give one, or leave the key out"),
+        (MINIMAL + "[solver]\nrecycle = true\n", r"solver.recycle: true is no number"),
+        (MINIMAL + "[learner]\nclip = false\n", r"learner.clip: false is no number"),
+        (MINIMAL + "[learner]\nlr = 'fast'\n", r"learner.lr = \"fast\" is not allowed: it should be a number$"),
+        (MINIMAL + "[solver]\nsort = 'maybe'\n", r"solver.sort = \"maybe\" is not allowed: .* true or false"),
+        (MINIMAL + "[solver]\noptions = 3\n", r"solver.options = 3 is not allowed: it should be a table such as { key"),
+        ("faults = 3\n" + MINIMAL, r"faults = 3 is not allowed: it should be a table; write its keys below"),
+        (
+            MINIMAL + "[cluster]\npartition = 'a b'\n",
+            r'partition = "a b" is not allowed: it should be a word of letters',
+        ),
+        (MINIMAL + "[cluster]\ntime = '1h'\n", r'time = "1h" is not allowed: it should be a time as "hours:minutes:s'),
+        (
+            MINIMAL + "[cluster]\ntime = 1979-05-27\n",
+            r"cluster.time = .* is not allowed: it should be a text in quotes",
+        ),
         (MINIMAL + "[solver]\nrtol = 0.0\n", r"solver.rtol = 0.0 is not allowed: it should be greater than 0"),
         (MINIMAL + "[buffer]\npolicy = 'lifo'\n", r"buffer.policy = \"lifo\" is not allowed: .* 'fifo', 'firo'"),
         (MINIMAL + "[buffer]\ncapacity = 8\nthreshold = 8\n", r"threshold 8 must be below capacity 8.*use at most 7"),
@@ -64,7 +81,10 @@ def test_overrides_replace_values_and_make_tables(study_file):
         (MINIMAL + "[solver.rom]\ntest_modes = 33\n", r"solver.rom.test_modes = 33 is not allowed: .*equal to 32"),
         (MINIMAL + "[solver.rom]\nranks = 0\n", r"solver.rom.ranks = 0 is not allowed: .*equal to 1"),
         (MINIMAL + "[solver.rom]\ntolerence = 0.1\n", r"solver.rom.tolerence = 0.1 .*did you mean 'tolerance'\?"),
-        (MINIMAL + "[learner]\nfields = 'u'\n", r"learner.fields = \"u\" is not allowed: it should be a valid tuple"),
+        (
+            MINIMAL + "[learner]\nfields = 'u'\n",
+            r"learner.fields = \"u\" is not allowed: it should be a list in brackets",
+        ),
         ("name = 'x'\n", r"problem is missing; add it to the study"),
         ("name = tiny", r"is not valid TOML: .*strings need quotes"),
         (MINIMAL.replace('"tiny"', '"../up"'), r"name = \"../up\" is not allowed"),
@@ -176,3 +196,9 @@ def test_a_solver_of_several_ranks_takes_as_many_cores(cores, ranks, solvers):
     plan = make_plan(study(solver={"rom": {"ranks": ranks}}), schema(), cores=cores)
     assert plan.solvers == solvers
     assert make_plan(study(solver={"rom": {"ranks": ranks}, "actors": 7}), schema(), cores=cores).solvers == 7
+
+
+def test_words_of_a_batch_system_need_no_quotes(study_file):
+    changes = ["cluster.time=12:00:00", "cluster.account=12345", "cluster.partition=gpu"]
+    cluster = load_study(study_file(MINIMAL), changes).cluster
+    assert (cluster.time, cluster.account, cluster.partition) == ("12:00:00", "12345", "gpu")

@@ -208,6 +208,7 @@ def test_files_of_the_same_name_in_two_folders_do_not_meet(folder, tmp_path_fact
             "import nonexistent_module",
             r"rod.py raised ModuleNotFoundError: .*; `python rod.py` shows where",
         ),
+        ("rod.py:Rod", "raise SystemExit(3)", r"rod.py raised SystemExit: 3; `python rod.py` shows where"),
         ("rod.py:Rod", "class Rod: pass", r"Rod is not a dataclass; decorate it with @dataclass\(frozen=True"),
         ("rod.py:Rod", ROD.replace("def draw", "def drew"), "Rod has no draw; a problem needs schema, symmetry, draw"),
         (
