@@ -295,6 +295,24 @@ def test_two_ray_actors_share_what_they_learn(tmp_path):
     assert bool(xarray.open_zarr(run / "dataset.zarr").valid.all())
 
 
+@pytest.mark.ray
+@pytest.mark.slow  # test_two_ray_actors_share and the steps of one process below cover the most of it
+def test_two_ray_actors_mend_single_steps_of_one_model(tmp_path):
+    run = tmp_path / "run"
+    study = write_study(tmp_path, executor="ray", actors=2)
+    tighter = ["--set", 'solver.rom.adapt="step"', "--set", "solver.rom.tolerance=0.03"]
+    result = forebay("run", study, "--folder", run, *tighter)
+    assert result.returncode == 0, result.stdout + result.stderr
+    everything = [*records(run), *records(run, "validation")]
+    mended = [record for record in everything if record["method"] == "rom+full"]
+    assert mended
+    assert max(record["estimate"] for record in mended) <= 0.03
+    learned = [record for record in everything if record["method"] in ("full", "rom+full")]
+    assert 0 < Library(run / "rom").latest <= len(learned)
+    assert sorted(record["sample_id"] for record in records(run)) == list(range(16))
+    assert bool(xarray.open_zarr(run / "dataset.zarr").valid.all())
+
+
 # --- single steps in full, and bases that are judged meanwhile ------------------------------------------------------
 
 
