@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,53 +54,76 @@ def solve_batch(
     """
     if threads < 1:
         raise ValueError(f"threads = {threads} must be at least 1")
-    for name, array in [*(("faces", face) for face in faces), ("reaction", reaction), ("active", active)]:
-        if array is not None and len(array) not in (1, len(rhs)):
-            raise ValueError(f"{name} are of {len(array)} systems for {len(rhs)} right-hand sides; give one or as many")
+    systems = _Systems(faces, reaction, active)
+    systems.check(len(rhs))
     fields = np.empty(rhs.shape)
     shape = rhs.shape[1:]
     results: list[CpuResult | None] = [None] * len(rhs)
-
-    def setup(solver: GridSolver, item: int) -> None:
-        arrays = [array[item if len(array) > 1 else 0] for array in (*faces, reaction)]
-        mask = None if active is None else active[item if len(active) > 1 else 0]
-        solver.setup(arrays[:-1], arrays[-1], mask)
-
-    systems = max(map(len, (*faces, reaction))) if active is None else max(map(len, (*faces, reaction, active)))
-    probation = _probation(shape, preconditioner, setup, min(systems, len(rhs)))
+    distinct = min(systems.count, len(rhs))
+    probation = _probation(shape, preconditioner, systems, distinct)
 
     def share(first: int) -> None:
         solver = GridSolver(shape, preconditioner=preconditioner)
         if probation is not None:
             solver.probation = replace(probation)
         for item in range(first, len(rhs), threads):
-            if item == first or systems > 1:
-                setup(solver, item)
+            if item == first or distinct > 1:
+                systems.setup(solver, item)
             start = None if guess is None else guess[item]
             results[item] = solver.solve(rhs[item], fields[item], rtol=rtol, max_iterations=max_iterations, guess=start)
 
-    workers = min(threads, len(rhs))
-    if workers <= 1:
-        share(0)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(share, range(workers)))
+    _on_threads(share, min(threads, len(rhs)))
     return fields, tuple(result for result in results if result is not None)
 
 
-def _probation(
-    shape: Sequence[int], preconditioner: Preconditioner, setup: Callable[[GridSolver, int], None], systems: int
-) -> Probation | None:
+@dataclass(frozen=True, slots=True)
+class _Systems:
+    """Coefficients of a system each, or of one for all right-hand sides."""
+
+    faces: Sequence[np.ndarray]
+    reaction: np.ndarray
+    active: np.ndarray | None
+
+    @property
+    def count(self) -> int:
+        return max(len(array) for _, array in self._named())
+
+    def check(self, right_sides: int) -> None:
+        for name, array in self._named():
+            if len(array) not in (1, right_sides):
+                raise ValueError(
+                    f"{name} are of {len(array)} systems for {right_sides} right-hand sides; give one or as many"
+                )
+
+    def setup(self, solver: GridSolver, item: int) -> None:
+        arrays = [array[item if len(array) > 1 else 0] for array in (*self.faces, self.reaction)]
+        mask = None if self.active is None else self.active[item if len(self.active) > 1 else 0]
+        solver.setup(arrays[:-1], arrays[-1], mask)
+
+    def _named(self) -> list[tuple[str, np.ndarray]]:
+        named = [*(("faces", face) for face in self.faces), ("reaction", self.reaction)]
+        return named if self.active is None else [*named, ("active", self.active)]
+
+
+def _on_threads(share: Callable[[int], None], workers: int) -> None:
+    if workers <= 1:
+        share(0)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(share, range(workers)))
+
+
+def _probation(shape: Sequence[int], preconditioner: Preconditioner, systems: _Systems, count: int) -> Probation | None:
     """One verdict on learned weights for all systems, from the mean contraction of some."""
     if not isinstance(preconditioner, GridWeights):
         return None
     solver = GridSolver(shape, preconditioner=preconditioner)
     logarithms = np.zeros(2)
-    for item in range(0, systems, _EVERY):
-        setup(solver, item)
+    probed = range(0, count, _EVERY)
+    for item in probed:
+        systems.setup(solver, item)
         if solver.finite:
             logarithms += [math.log(max(value, 1e-16)) if value < 1 else math.nan for value in solver.contractions()]
-    count = len(range(0, systems, _EVERY))
-    decision = decide(*np.exp(logarithms / max(count, 1)).tolist(), cost_ratio=COST_RATIO)
+    decision = decide(*np.exp(logarithms / max(len(probed), 1)).tolist(), cost_ratio=COST_RATIO)
     # As if it had been paid for with the whole budget: no further probes.
     return Probation(spent=math.inf, decision=decision)
