@@ -2,47 +2,23 @@ import dataclasses
 
 import numpy as np
 import pytest
-from dense_solid import ELASTIC, DenseSolid, Isotropic, heated_tip, history, room_temperature
+from dense_solid import ELASTIC, Isotropic, heated_tip, history, room_temperature
+from suites.dense_cases import HISTORY, LAW, SOLID, Fragile, full_run, six_modes
 
 from forebay.solvers.materials.history import History
-from forebay.solvers.materials.law import LawError, StateVariable
+from forebay.solvers.materials.law import StateVariable
 from forebay.solvers.rom.online import ReducedModel, ReducedState
 from forebay.solvers.rom.package import PackageError
-
-SOLID = DenseSolid()
-LAW = Isotropic()
-HISTORY = history(LAW)
 
 
 @pytest.fixture(scope="module")
 def full():
-    return SOLID.run(HISTORY)
+    return full_run()
 
 
 @pytest.fixture(scope="module")
-def basis(full):
-    return SOLID.pod([full], [HISTORY], 6)
-
-
-@dataclasses.dataclass(frozen=True)
-class Fragile(Isotropic):
-    """Fails where the strain increment of a step is too large, or from a time on; the state keeps the last strain."""
-
-    largest: float = 1e9
-
-    name = "fragile_test_law"
-    variables = (*Isotropic.variables, StateVariable("last_strain", 6))
-
-    def initial(self, points):
-        return np.zeros((points, 13))
-
-    def update(self, strain, temperature, dt, state, response, *, tangent=True):
-        too_large = np.abs(strain - state[:, 7:]).max(axis=1) > self.largest
-        if too_large.any():
-            raise LawError(f"{too_large.sum()} points jump", np.flatnonzero(too_large))
-        inner = dataclasses.replace(response, state=response.state[:, :7])
-        super().update(strain, temperature, dt, state[:, :7], inner, tangent=tangent)
-        response.state[:, 7:] = strain
+def basis():
+    return six_modes()
 
 
 def lifted(coefficients, displacements, modes):
