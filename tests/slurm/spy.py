@@ -1,4 +1,4 @@
-"""A problem on a line that notes where it is solved, and what MPI ranks started from there can do."""
+"""A problem that notes where it is solved, and what MPI ranks started from there can do."""
 
 import json
 import os
@@ -8,48 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from forebay.pipeline.records import Coordinate, Field, Parameter, Schema
+from forebay.solvers.problems.darcy import Darcy
 
 noted = []
 
 
-@dataclass(frozen=True)
-class Spy:
-    """-u'' + s u = f; slow while there is a brake, so that a signal finds the run at work."""
+@dataclass(frozen=True, kw_only=True)
+class Spy(Darcy):
+    """Darcy flow on a small grid; slow while there is a brake, so that a signal finds the run at work."""
 
     notes: str
-    n: int = 32
-    symmetry = "spd"
-
-    @property
-    def schema(self):
-        return Schema(
-            (Parameter("s", 0.0, 1.0),),
-            (Field("f", ("x",), (self.n,)),),
-            (Field("u", ("x",), (self.n,)),),
-            (Coordinate("x", ("x",), (np.arange(self.n) + 0.5) / self.n, "m"),),
-        )
-
-    def draw(self, parameters, rng):
-        return {"f": rng.standard_normal(self.n)}
-
-    def pattern(self):
-        rows = [[j for j in (i - 1, i, i + 1) if 0 <= j < self.n] for i in range(self.n)]
-        indptr = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
-        return indptr.astype(np.int32), np.concatenate(rows).astype(np.int32)
+    size: int = 8
 
     def assemble(self, draw, values, rhs):
         if "SLURM_STEP_ID" in os.environ:  # in an actor of a node, not where the study is checked
             self._note()
             if (Path(self.notes) / "brake").exists():
                 time.sleep(0.5)
-        indptr, indices = self.pattern()
-        rows = np.repeat(np.arange(self.n), np.diff(indptr))
-        values[:] = np.where(rows == indices, 2.0 + draw["parameters"][0], -1.0)
-        rhs[:] = draw["f"]
-
-    def fields(self, draw, solution):
-        return {"u": solution}
+        super().assemble(draw, values, rhs)
 
     def _note(self):
         """Once in each process."""
