@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from forebay.learners.evaluate import Evaluation
     from forebay.learners.replay import Replay
     from forebay.learners.schedule import ScheduledBatch
+    from forebay.pipeline.run_log import RunLog
 
 FIXED = ("batch_size", "ranks", "freeze_normaliser_after", "threads", "threads_after_production")
 """Keys of `[learner]` that the recorded batches have settled."""
@@ -52,14 +53,15 @@ def replay(run: Path, overrides: Sequence[str] = (), folder: Path | None = None)
         RunError: no such run, no batches, or a folder that holds a replay with other changes.
     """
     from forebay.cluster.launch import reopen
-    from forebay.learners.schedule import read_team_schedule
     from forebay.learners.weights import same_weights
+    from forebay.pipeline.run_log import read_run
 
     run = run.resolve()
     spec = reopen(run).spec
     study = changed(spec.study, overrides)
     ranks = spec.study.learner.ranks
-    schedule = read_team_schedule(run, ranks)[: study.learner.batches]
+    log = read_run(run)
+    schedule = _schedule(run, spec, log, study)
     folder = (folder or run / "replays" / _name(study, overrides)).resolve()
     _claim(folder, study, overrides)
     start = time.monotonic()
@@ -70,7 +72,7 @@ def replay(run: Path, overrides: Sequence[str] = (), folder: Path | None = None)
     made.metrics.close()
     # Gradients that several learners averaged are those of the whole batch within rounding alone.
     equal = same_weights(run / "surrogate", folder / "surrogate") if not overrides and ranks == 1 else None
-    result = Replayed(folder, len(schedule), time.monotonic() - start, _online_error(run), evaluation, equal)
+    result = Replayed(folder, len(schedule), time.monotonic() - start, _online_error(log), evaluation, equal)
     _write(folder, result)
     return result
 
@@ -115,6 +117,36 @@ def describe(result: Replayed) -> str:
         )
         lines.append(f"weights {verdict}")
     return "\n".join(lines)
+
+
+def _schedule(run: Path, spec: RunSpec, log: RunLog, study: Study) -> list[ScheduledBatch]:
+    """The batches to train on, all of which the data set has frames for."""
+    from forebay.learners.schedule import read_team_schedule
+    from forebay.pipeline.dataset import check_same
+
+    found = read_team_schedule(run, spec.study.learner.ranks)
+    ended = log.last("training_ended")
+    wanted = min(ended["batches"] if ended else len(found), study.learner.batches or len(found))
+    if not found:
+        raise RunError(f"{run} has drawn no whole batch yet, so there is nothing to replay; `forebay resume` goes on")
+    if len(found) < wanted:
+        raise RunError(
+            f"{run} was trained on {ended and ended['batches']} batches, of which draws.jsonl has the first "
+            f"{len(found)}; restore it from a copy, or say --set learner.batches={len(found)}"
+        )
+    for split, plan in spec.plan.chunks.items():
+        check_same(spec.dataset(split), spec.schema, plan)
+    train, schedule = spec.plan.chunks["train"], found[: study.learner.batches]
+    frames = train.samples * spec.schema.steps
+    for batch in schedule:
+        odd = [int(key) for key in batch.keys if not 0 <= key < frames]
+        if odd or any(not 0 <= chunk < train.chunks for chunk in batch.normalised):
+            what = f"frame {odd[0]} of {frames}" if odd else f"chunks {batch.normalised} of {train.chunks}"
+            raise RunError(
+                f"batch {batch.number} of {run} needs {what}, which the study does not have; draws.jsonl or study.json "
+                f"was changed: restore both from a copy"
+            )
+    return schedule
 
 
 def _make(spec: RunSpec, study: Study, schedule: list[ScheduledBatch], folder: Path) -> Replay:
@@ -168,7 +200,7 @@ def _claim(folder: Path, study: Study, overrides: Sequence[str]) -> None:
     told = folder / "replay.json"
     tree = {"overrides": list(overrides), "learner": study.learner.model_dump(mode="json")}
     if told.exists():
-        kept = json.loads(told.read_text(encoding="utf-8"))
+        kept = _told(told)
         if kept["learner"] != tree["learner"]:
             raise RunError(f"{folder} holds a replay with other changes ({kept['overrides']}); choose another --folder")
         return
@@ -176,6 +208,15 @@ def _claim(folder: Path, study: Study, overrides: Sequence[str]) -> None:
         raise RunError(f"{folder} is not empty and holds no replay; choose another --folder")
     folder.mkdir(parents=True, exist_ok=True)
     told.write_text(json.dumps(tree, indent=2), encoding="utf-8")
+
+
+def _told(path: Path) -> dict[str, Any]:
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ = tree["learner"], tree["overrides"]
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{path} is damaged; remove its folder, or choose another --folder") from None
+    return tree
 
 
 def _bars() -> Bars:
@@ -193,16 +234,14 @@ def _bars() -> Bars:
     )
 
 
-def _online_error(run: Path) -> float | None:
-    from forebay.pipeline.run_log import read_run
-
-    lines = read_run(run).validation
+def _online_error(log: RunLog) -> float | None:
+    lines = log.validation
     return float(lines[-1]["mean"]) if lines else None
 
 
 def _write(folder: Path, result: Replayed) -> None:
     told = folder / "replay.json"
-    tree: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+    tree = _told(told)
     tree["result"] = {
         "batches": result.batches,
         "seconds": result.seconds,

@@ -73,7 +73,7 @@ def read_schedule(path: Path) -> list[ScheduledBatch]:
 
 
 def _stands(entry: Mapping[str, Any], batches: int, known: set[int]) -> bool:
-    return entry["normalised"] in known if "normalised" in entry else entry["batch"] <= batches
+    return entry["normalised"] in known if "normalised" in entry else entry.get("batch", 0) <= batches
 
 
 def _batches(lines: list[Mapping[str, Any]], path: Path) -> list[ScheduledBatch]:
@@ -83,10 +83,10 @@ def _batches(lines: list[Mapping[str, Any]], path: Path) -> list[ScheduledBatch]
         if "normalised" in line:
             fresh.append(line["normalised"])
             continue
-        if line["batch"] != len(batches) + 1 or "threads" not in line:
+        if line.get("batch") != len(batches) + 1 or "threads" not in line or "keys" not in line:
             raise RunError(
-                f"{path}: batch {len(batches) + 1} is missing or incomplete (found {line['batch']}); the run was made "
-                f"by another version, or the file was changed"
+                f"{path}: batch {len(batches) + 1} is missing or incomplete (found {line.get('batch')}); the run was "
+                f"made by another version, or the file was changed"
             )
         keys = np.asarray(line["keys"], np.int64)
         batches.append(ScheduledBatch(len(batches) + 1, keys, line["threads"], tuple(fresh)))

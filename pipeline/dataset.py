@@ -159,7 +159,7 @@ class DatasetCoordinator:
             document = read_document(path)
             layout = Layout.from_json(path, document["attributes"][OURS], arrays_of(document))
             _check_continuable(path, document)
-            _check_same(path, layout, Layout(schema or layout.schema, plan or layout.plan))
+            _check_equal(path, layout, Layout(schema or layout.schema, plan or layout.plan))
             for file in leftovers(path):
                 _logger.info("removing %s, which a killed writer left behind", file)
                 file.unlink()
@@ -364,7 +364,18 @@ def _check_continuable(path: Path, document: Mapping[str, Any]) -> None:
         )
 
 
-def _check_same(path: Path, stored: Layout, wanted: Layout) -> None:
+def check_same(path: Path, schema: Schema, plan: ChunkPlan) -> None:
+    """Refuse a data set that was made for another schema or plan, or none.
+
+    Raises:
+        DatasetError: as `DatasetCoordinator.open`.
+    """
+    document = read_document(path)
+    stored = Layout.from_json(path, document["attributes"][OURS], arrays_of(document))
+    _check_equal(path, stored, Layout(schema, plan))
+
+
+def _check_equal(path: Path, stored: Layout, wanted: Layout) -> None:
     before, now = (json.loads(json.dumps(layout.to_json())) for layout in (stored, wanted))
     for key in before:
         if before[key] != now[key]:

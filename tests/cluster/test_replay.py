@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from forebay.cluster.replay import changed, replay
 from forebay.learners.schedule import read_schedule
-from forebay.pipeline.errors import RunError, StudyError
+from forebay.pipeline.errors import DatasetError, RunError, StudyError
 from forebay.pipeline.study import study_from_dict
 
 
@@ -124,3 +124,65 @@ def test_a_run_without_batches_has_nothing_to_replay(tmp_path):
     result = forebay("replay", tmp_path)
     assert result.returncode == 2
     assert "it has no study.json" in result.stderr
+
+
+@pytest.fixture
+def copied(killed_run, tmp_path):
+    return shutil.copytree(killed_run, tmp_path / "run", ignore=shutil.ignore_patterns("replays"))
+
+
+def rewrite_draws(run, change):
+    path = run / "draws.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+
+
+def with_key(key):
+    def change(lines):
+        last = max(number for number, line in enumerate(lines) if "batch" in line)
+        lines[last]["keys"][0] = key
+        return lines
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-1], r"was trained on 48 batches, of which draws\.jsonl has the first 47; .*batches=47"),
+        (lambda lines: lines[:1], r"has drawn no whole batch yet, so there is nothing to replay"),
+        (with_key(96), r"batch 48 of .* needs frame 96 of 96, which the study does not have"),
+        (with_key(-1), r"batch 48 of .* needs frame -1 of 96, which the study does not have"),
+        (
+            lambda lines: [*lines[:-1], {"normalised": 999}, lines[-1]],
+            r"batch 48 of .* needs chunks \(999,\) of \d+, which the study does not have",
+        ),
+    ],
+)
+def test_draws_that_are_not_those_of_the_run_are_refused(copied, change, message):
+    rewrite_draws(copied, change)
+    with pytest.raises(RunError, match=message):
+        replay(copied)
+    assert not (copied / "replays").exists()
+
+
+def test_what_is_left_of_the_draws_is_replayed_when_that_is_asked_for(copied):
+    rewrite_draws(copied, lambda lines: lines[:-1])
+    result = replay(copied, ["learner.batches=47"])
+    assert (result.batches, result.equal) == (47, None)
+
+
+def test_a_data_set_of_another_schema_is_refused(copied):
+    kept = json.loads((copied / "study.json").read_text())
+    kept["study"]["problem"]["size"] += 16
+    (copied / "study.json").write_text(json.dumps(kept))
+    with pytest.raises(DatasetError, match=r"zarr was made with .*, the study now asks for"):
+        replay(copied)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_damaged_replay_is_named(copied, tmp_path, text):
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "replay.json").write_text(text)
+    with pytest.raises(RunError, match=r"replay\.json is damaged; remove its folder, or choose another --folder"):
+        replay(copied, folder=tmp_path / "again")

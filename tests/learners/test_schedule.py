@@ -69,6 +69,9 @@ def test_a_missing_batch_and_a_missing_file_are_told(tmp_path):
         read_schedule(written(tmp_path, begin(0), batch(1, 1), batch(3, 3)))
     with pytest.raises(RunError, match="batch 1 is missing or incomplete"):
         read_schedule(written(tmp_path, {"batch": 1, "keys": [1]}))  # as written by version 0.2
+    for odd in ({"foo": 5}, {"batch": 1, "threads": 1}):
+        with pytest.raises(RunError, match="batch 1 is missing or incomplete"):
+            read_schedule(written(tmp_path, odd))
 
 
 def test_the_shares_of_a_team_are_one_batch_and_what_one_of_them_lacks_does_not_count(tmp_path):
