@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forebay.pipeline.journal import read_journal, records_from_columns
+from forebay.pipeline.journal import read_events, read_journal, records_from_columns
 from forebay.pipeline.messages import BlockKey
 from forebay.pipeline.records import Care, SolveRecord
 
@@ -36,7 +36,7 @@ def read_history(run: Path) -> History:
     care: dict[BlockKey, Care] = {}
     attempts = 0
     training_ended = complete = False
-    for line in read_journal(run / "journal.jsonl"):
+    for line in read_events(run / "journal.jsonl"):
         match line["event"]:
             case "run_started":
                 attempts += 1

@@ -31,6 +31,13 @@ log = logging.getLogger(__name__)
 DURABLE_EVENTS = frozenset({"block_stored", "checkpoint", "run_finished"})
 """Events after which others act on what is recorded: the append returns once the line is on the disk."""
 
+_NEEDED = {
+    "block_stored": ("split", "chunk", "records"),
+    "block_ingested": ("split", "chunk", "frames"),
+    "training_ended": ("batches",),
+    "run_finished": ("status",),
+}
+"""Without which the rest of a line says nothing."""
 _COLUMNS = ("sample_id", "seed", "outcome", "method", "iterations", "residual", "seconds", "message")
 _REDUCED = ("indicator", "estimate", "full_steps")
 """Columns that are written only where a reduced model filled one of them."""
@@ -192,6 +199,21 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(read_lines(path), start=1):
         if not isinstance(record.get("event"), str):
             raise RunError(f'{str(path)!r}, entry {number} has no "event"; this file is not a run\'s journal')
+        yield record
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_journal`, and events that say what is solved and done are whole.
+
+    Raises:
+        RunError: as `read_journal`, or an event without what it is to tell.
+    """
+    for record in read_journal(path):
+        if missing := [key for key in _NEEDED.get(record["event"], ()) if key not in record]:
+            raise RunError(
+                f"{str(path)!r} has an event {record['event']} without {missing[0]!r}; restore the file from a copy, "
+                f"it was changed after it was written"
+            )
         yield record
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.pipeline.errors import RunError
-from forebay.pipeline.journal import read_journal, records_from_columns
+from forebay.pipeline.journal import read_events, read_journal, records_from_columns
 from forebay.pipeline.records import SolveRecord, Split
 
 Line = Mapping[str, Any]
@@ -94,7 +94,7 @@ def read_run(run: Path) -> RunLog:
     study_path, journal_path = run / "study.json", run / "journal.jsonl"
     if not (study_path.exists() or journal_path.exists()):
         raise RunError(f"{str(run)!r} holds neither study.json nor journal.jsonl, so it is no run folder; name one")
-    events = list(read_journal(journal_path))
+    events = list(read_events(journal_path))
     metrics = list(read_journal(run / "metrics.jsonl"))
     kept = _without_lost_work(metrics)
     reuse = [line["histogram"] for line in metrics if line["event"] == "reuse"]
@@ -118,7 +118,10 @@ def number(line: Line, key: str) -> float:
 
 def _read_study(path: Path) -> Mapping[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        study = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(study, Mapping):
+            raise ValueError("no object")
+        return study
     except FileNotFoundError:
         return {}
     except ValueError as error:

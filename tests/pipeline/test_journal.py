@@ -15,6 +15,7 @@ from forebay.pipeline.journal import (
     Journal,
     JsonLines,
     is_being_written,
+    read_events,
     read_journal,
     read_lines,
     records_from_columns,
@@ -151,6 +152,15 @@ def test_lines_without_an_event_are_no_journal(tmp_path):
         lines.append({"kind": "train"})
     with pytest.raises(RunError, match='entry 1 has no "event"; this file is not a run\'s journal'):
         list(read_journal(path))
+
+
+def test_an_event_that_does_not_say_what_it_is_to_tell_is_named(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with JsonLines(path) as lines:
+        lines.append({"event": "run_started"})
+        lines.append({"event": "block_stored", "split": "train", "records": {}})
+    with pytest.raises(RunError, match="has an event block_stored without 'chunk'; restore the file from a copy"):
+        list(read_events(path))
 
 
 def test_a_folder_in_place_of_the_file_is_named(tmp_path):
