@@ -217,7 +217,7 @@ def _building(target: Path, sources: Sequence[Path], nbytes: int) -> Iterator[Pa
                 raise
         sync_folder(target.parent)
     except OSError as error:
-        if error.errno in _STALE:
+        if error.errno in _STALE and os.path.lexists(target):
             raise DatasetError(f"{target} has come into being meanwhile and is not overwritten; export anew") from error
         raise DatasetError(
             f"cannot export to {target}: {error.strerror or error}; nothing is left of it; make room there, or choose "

@@ -100,7 +100,8 @@ WRITERS: Mapping[str, Callable[[], Repacked | Icechunk]] = {"repacked": Repacked
 
 
 def _sizes(selection: Selection, options: ExportOptions) -> tuple[int, int | None]:
-    return options.chunk_samples or selection.reader.plan.size, options.shard_samples
+    chunk = options.chunk_samples
+    return selection.reader.plan.size if chunk is None else chunk, options.shard_samples
 
 
 def _attributes(selection: Selection, options: ExportOptions) -> dict[str, Any]:

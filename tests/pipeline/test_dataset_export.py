@@ -286,6 +286,7 @@ def test_a_run_that_goes_on_is_exported_as_far_as_it_is_published(tmp_path):
         ({"shard_samples": 3, "chunk_samples": 2}, "chunks of 2 samples in shards of 3: a shard holds a whole number"),
         ({"shard_samples": 1, "chunk_samples": 2}, "chunks of 2 samples in shards of 1"),
         ({"chunk_samples": -1}, "chunks of -1 samples"),
+        ({"chunk_samples": 0}, "chunks of 0 samples"),
         ({"level": 3}, "level 3 without a compression"),
         ({"compression": "gzip", "level": 22}, "gzip has levels 0 to 9, not 22"),
         ({"chunk_samples": 2**40}, "one file would need .* bytes of memory"),
@@ -320,6 +321,13 @@ def test_a_target_inside_of_the_source_is_refused(run):
     with pytest.raises(DatasetError, match="lies in the data set"):
         export(run, run / "dataset.zarr" / "copy", REPACKED)
     assert "copy" not in left_behind(run / "dataset.zarr")
+
+
+def test_a_target_below_a_file_is_told(run, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(DatasetError, match=r"cannot export to .*out: (Not a directory|File exists); nothing is left"):
+        export(run, tmp_path / "file" / "out", REPACKED)
+    assert left_behind(tmp_path) == ["file"]
 
 
 def test_a_target_that_comes_into_being_meanwhile_is_kept(run, tmp_path):
