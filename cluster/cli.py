@@ -31,6 +31,11 @@ def main() -> None:
     except ForebayError as error:
         print(f"forebay: {error}", file=sys.stderr)
         sys.exit(2)
+    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        if error.filename is None:
+            raise
+        print(f"forebay: {error.filename}: {error.strerror}; name a place that you may use so", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:  # a second Ctrl-C, or one before the run has begun
         print("forebay: interrupted at once; what was journaled is kept, `forebay resume` goes on", file=sys.stderr)
         sys.exit(130)

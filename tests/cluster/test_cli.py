@@ -83,6 +83,16 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, verb):
     assert "is no run folder" in result.stderr
 
 
+@pytest.mark.parametrize("words", [("status",), ("stop",), ("resume",), ("replay",)])
+def test_a_file_in_place_of_a_run_folder_is_named(tmp_path, words):
+    (tmp_path / "study.toml").write_text("")
+    result = forebay(*words, tmp_path / "study.toml")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "study.toml" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_problems_and_models_are_listed_with_their_options():
     problems = forebay("problems").stdout
     for name in PROBLEMS:
