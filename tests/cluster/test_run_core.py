@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -247,6 +249,43 @@ def test_a_run_folder_that_cannot_be_made_is_one_message(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match=r"cannot be made: .*choose a --folder that can be written"):
         launching.launch(write_tiny(tmp_path, executor="local"), [], None, tmp_path / "file" / "run")
+
+
+def starting(monkeypatch, event):
+    """Instead of the stages' start."""
+
+    def start(prepared, clock_zero, *, resume):
+        event()
+        raise AssertionError("the start went on")
+
+    monkeypatch.setattr(driving, "_start", start)
+
+
+def test_a_signal_while_the_stages_start_ends_the_run_as_stopped_and_resume_starts_it_again(tmp_path, monkeypatch):
+    run_folder, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        starting(patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert launching.launch(write_tiny(tmp_path, executor="local"), [], None, run_folder) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    first = list(read_journal(run_folder / "journal.jsonl"))
+    assert [line["event"] for line in first] == ["run_started", "run_finished"]
+    assert (first[-1]["status"], first[-1]["reason"]) == ("stopped", "SIGTERM")
+    assert json.loads((run_folder / "summary.json").read_text())["status"] == "stopped"
+    starts = []
+    monkeypatch.setattr(driving, "_start", lambda prepared, zero, *, resume: starts.append(resume) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        launching.relaunch(run_folder)
+    assert starts == [True]
+
+
+def test_a_start_that_fails_is_a_run_that_failed_and_leaves_no_lock(tmp_path, monkeypatch):
+    run_folder = tmp_path / "run"
+    starting(monkeypatch, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        launching.launch(write_tiny(tmp_path, executor="local"), [], None, run_folder)
+    ends = [line.get("status") for line in read_journal(run_folder / "journal.jsonl")]
+    assert ends == [None, "failed"]
+    DatasetCoordinator.open(run_folder / "dataset.zarr").close()
 
 
 def test_resume_reads_what_was_stored_only_when_no_other_attempt_can_add_to_it(tmp_path, monkeypatch):

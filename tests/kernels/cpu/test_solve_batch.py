@@ -63,6 +63,18 @@ def test_one_mask_or_one_for_each_system():
     assert all(result.outcome is Outcome.CONVERGED for result in results)
 
 
+def test_masks_alone_make_systems_differ():
+    _, faces, reaction, rhs = batch((20, 24), 1)
+    active = np.ones((2, 20, 24), bool)
+    active[1, 3:9, 4:11] = False
+    fields, _ = solve_batch(faces, reaction, rhs[[0, 0]], active=active)
+    for item in (0, 1):
+        alone, _ = solve_batch(faces, reaction, rhs, active=active[item : item + 1])
+        assert (fields[item] == alone[0]).all()
+    assert (fields[1][~active[1]] == 0).all()
+    assert (fields[0][~active[1]] != 0).all()
+
+
 def test_an_empty_batch_is_no_work():
     _, faces, reaction, rhs = batch((20, 24), 1)
     fields, results = solve_batch(faces, reaction, rhs[:0])
@@ -70,9 +82,16 @@ def test_an_empty_batch_is_no_work():
     assert results == ()
 
 
-def test_batches_that_do_not_fit_together_are_refused():
+@pytest.mark.parametrize("name", ["faces", "reaction", "active"])
+def test_batches_that_do_not_fit_together_are_refused(name):
     _, faces, reaction, rhs = batch((20, 24), 3)
-    with pytest.raises(ValueError, match="reaction are of 2 systems for 3 right-hand sides; give one or as many"):
-        solve_batch(faces, reaction[:2], rhs)
+    arrays = {"faces": faces, "reaction": reaction, "active": np.ones((3, 20, 24), bool)}
+    arrays[name] = [faces[0], faces[1][:2]] if name == "faces" else arrays[name][:2]
+    with pytest.raises(ValueError, match=f"{name} are of 2 systems for 3 right-hand sides; give one or as many"):
+        solve_batch(rhs=rhs, **arrays)
+
+
+def test_no_threads_are_refused():
+    _, faces, reaction, rhs = batch((20, 24), 1)
     with pytest.raises(ValueError, match="threads = 0 must be at least 1"):
         solve_batch(faces, reaction, rhs, threads=0)
