@@ -262,15 +262,25 @@ def test_a_run_that_is_going_on_is_not_submitted_again(tmp_path, sleeper):
     check_resumable(Request(tmp_path))
 
 
+@pytest.mark.parametrize("state", ["COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "gone", "SUCCEEDED", "STOPPED"])
+def test_a_job_that_has_ended_is_not_asked_again(tmp_path, monkeypatch, capsys, state):
+    Submission("slurm", "13").write(tmp_path)
+    monkeypatch.setattr(whereabouts, "state_of", lambda submission: state)
+    monkeypatch.setattr(whereabouts, "_ask", lambda submission: pytest.fail("asked"))
+    assert stop(tmp_path) == 0
+    assert "Slurm job 13 has ended already; nothing to stop" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("address", ["ray://h:10001", "auto", "", "ftp://h"])
 def test_an_address_that_is_no_dashboard_is_refused(address):
     with pytest.raises(RunError, match="is no dashboard; give its address"):
         jobs.dashboard_url(address)
 
 
-def test_an_address_with_a_password_is_refused_without_repeating_it():
+@pytest.mark.parametrize("who", ["me:secret", "secret", ":secret"])
+def test_an_address_with_a_user_or_a_password_is_refused_without_repeating_it(who):
     with pytest.raises(RunError, match="leave user and password out") as caught:
-        jobs.dashboard_url("http://me:secret@h:8265")
+        jobs.dashboard_url(f"http://{who}@h:8265")
     assert "secret" not in str(caught.value)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from forebay.cluster.site import SiteTable, cluster_options, read_site
@@ -110,6 +112,16 @@ def test_a_site_file_that_everybody_can_change_is_refused(site):
         read_site()
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_site_file_of_another_user_is_refused(site, monkeypatch):
+    path = site("nodes = 2")
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    assert read_site().nodes == 2  # root's
+    os.chown(path, 1234, -1)
+    with pytest.raises(StudyError, match="could be changed by others"):
+        read_site()
+
+
 def test_a_site_file_that_is_named_and_not_there_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("FOREBAY_CLUSTER", str(tmp_path / "none.toml"))
     with pytest.raises(StudyError, match=r"FOREBAY_CLUSTER names .*none\.toml, which does not exist"):
@@ -120,3 +132,6 @@ def test_a_limit_shorter_than_its_signal_is_refused(site):
     site("cores_per_node = 2")
     with pytest.raises(StudyError, match=r"cluster\.time = '00:01:00' is not longer than cluster\.signal_s = 120"):
         cluster_options(ClusterTable(time="00:01:00"), read_site())
+    with pytest.raises(StudyError, match=r"'00:02:00' is not longer than cluster\.signal_s = 120"):
+        cluster_options(ClusterTable(time="00:02:00"), read_site())
+    assert cluster_options(ClusterTable(time="00:02:01"), read_site()).time_s == 121

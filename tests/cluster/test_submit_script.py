@@ -115,6 +115,12 @@ def test_a_path_that_a_batch_system_would_interpret_is_refused(run):
         script_of(run=Path(run))
 
 
+@pytest.mark.parametrize("python", ["/env/a b/bin/python", "/env/$(id)/python", "/env/p\n#SBATCH --uid=0", "python"])
+def test_a_python_that_a_shell_would_interpret_is_refused(python):
+    with pytest.raises(RunError, match="has a character that batch systems interpret"):
+        script_of(python=python)
+
+
 # -- the script at work, with stand-ins for Slurm and Python -----------------------------------------------------------
 
 FAKES = {
