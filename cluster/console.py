@@ -80,6 +80,10 @@ def print_verification(path: Path, *, samples: int, rtol: float, seed: int, trus
     from forebay.pipeline.verify import verify
 
     status = 0
+    for name in DATASETS.values() if (path / "study.json").exists() else ():
+        if not (path / name / "zarr.json").exists():
+            print(f"{path / name}: is missing or has no zarr.json, while the run has a study; restore it from a copy")
+            status = 1
     for folder in dataset_folders(path):
         resolve: Callable[[int], Mapping[str, np.ndarray]] | None = None
         solver: BlockSolver | SolidBlockSolver | None = None

@@ -67,6 +67,15 @@ def test_a_repacked_run_is_read_by_every_verb(finished, tmp_path):
     assert len(list(StreamDataset(tmp_path / "r", batch_size=8))) == 5
 
 
+def test_a_run_that_has_lost_one_of_its_data_sets_is_not_sound(finished, tmp_path, capsys):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    assert print_verification(run, samples=0, rtol=1e-5, seed=7) == 0
+    (run / "dataset.zarr").rename(tmp_path / "lost.zarr")
+    capsys.readouterr()
+    assert print_verification(run, samples=0, rtol=1e-5, seed=7) == 1
+    assert "dataset.zarr: is missing or has no zarr.json, while the run has a study" in capsys.readouterr().out
+
+
 # -- trust -------------------------------------------------------------------------------------------------------------
 
 
