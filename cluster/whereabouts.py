@@ -14,7 +14,9 @@ from forebay.cluster.known import check_known
 from forebay.cluster.submission import Submission, birth, read_submission
 from forebay.pipeline.errors import RunError
 
-ENDED = ("ended", "gone", "SUCCEEDED", "STOPPED", "FAILED", "COMPLETED", "CANCELLED", "TIMEOUT")
+OF_RAY = ("SUCCEEDED", "STOPPED", "FAILED")
+OF_SLURM = ("COMPLETED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+ENDED = ("ended", "gone", *OF_RAY, *OF_SLURM)
 WAIT_S = 660.0
 """How long an ending is waited for."""
 POLL_S = 1.0

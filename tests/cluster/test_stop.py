@@ -262,7 +262,9 @@ def test_a_run_that_is_going_on_is_not_submitted_again(tmp_path, sleeper):
     check_resumable(Request(tmp_path))
 
 
-@pytest.mark.parametrize("state", ["COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "gone", "SUCCEEDED", "STOPPED"])
+@pytest.mark.parametrize(
+    "state", ["COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "gone", "STOPPED"]
+)
 def test_a_job_that_has_ended_is_not_asked_again(tmp_path, monkeypatch, capsys, state):
     Submission("slurm", "13").write(tmp_path)
     monkeypatch.setattr(whereabouts, "state_of", lambda submission: state)
