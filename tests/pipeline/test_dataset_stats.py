@@ -170,6 +170,12 @@ def test_the_deviation_of_a_small_part_beside_a_large_mean_is_kept():
     assert merged.std == pytest.approx(values.astype(np.float64).std(), rel=1e-9)
 
 
+def test_values_of_one_bucket_are_taken_to_fill_it_evenly():
+    values = 1 + (np.arange(10) + 0.5) / 10 * 2**-7
+    found = Moments.of(values.astype(np.float32)).percentiles((25.0, 50.0, 75.0))
+    assert found == pytest.approx(np.percentile(values, (25, 50, 75)), abs=2e-6)
+
+
 # -- spectrum ----------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +210,14 @@ def test_a_plane_wave_is_in_the_shell_of_its_length(waves, shell):
     assert found.energy[shell] == pytest.approx(0.5, rel=1e-5)
     assert sum(found.energy) - found.energy[shell] < 1e-10
     assert found.wavenumber[shell] == pytest.approx(shell / 2)
+
+
+def test_the_spectrum_of_a_data_set_is_the_mean_over_its_valid_frames(tmp_path):
+    schema = grid_schema((6, 8), (1.0, 2.0))
+    (item,) = dataset_stats(make_dataset(tmp_path / "d.zarr", schema, PLAN, failing=FAILING)).fields
+    frames = np.stack([sample_arrays(schema, i)["u"] for i in VALID]).astype(np.float32)
+    assert item.spectrum.energy == pytest.approx(spectrum_of(schema, frames).energy, rel=1e-6)
+    assert sum(item.spectrum.energy) == pytest.approx(np.square(frames, dtype=np.float64).mean(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
