@@ -103,6 +103,7 @@ def test_the_validation_split_and_the_schema_are_at_hand(run):
     assert [item.name for item in stream.schema.outputs] == ["u", "flux"]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_under_a_loader_workers_divide_the_samples(run, ids_of, workers):
     torch.manual_seed(7)
@@ -227,6 +228,7 @@ def test_patience_ends(tmp_path):
         run.end()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize("workers", [2])
 def test_workers_follow_their_own_chunks(going_on, ids_of, workers):
     going_on.add(*range(11))
