@@ -135,6 +135,7 @@ def test_zarr_python_lists_and_reads_every_array(transient):
     assert np.array_equal(group["temperature"][3:9, 1], expected(TRANSIENT, "temperature")[3:9, 1])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 def test_a_torch_loader_with_two_workers_delivers_every_valid_frame_once_in_batches(stationary):
     loader = DataLoader(
         DatasetReader(stationary),
