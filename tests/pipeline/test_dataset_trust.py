@@ -14,6 +14,7 @@ from dataset_samples import make_dataset, stationary_schema, transient_schema, w
 
 import forebay
 from forebay.learners.stream import StreamDataset
+from forebay.pipeline import dataset_trust
 from forebay.pipeline.chunks import check_inside
 from forebay.pipeline.dataset import DatasetReader
 from forebay.pipeline.dataset_card import write_card
@@ -380,3 +381,11 @@ def test_no_file_is_ever_unpickled_by_our_code():
             loads += name == "np.load"
     assert len(files) > 200
     assert loads >= 5
+
+
+def test_the_memory_that_counts_is_what_this_process_is_limited_to(monkeypatch):
+    machine = dataset_trust.memory_bytes()
+    monkeypatch.setattr(dataset_trust.resource, "getrlimit", lambda which: (2**20, 2**21))
+    assert dataset_trust.memory_bytes() == 2**20
+    monkeypatch.setattr(dataset_trust.resource, "getrlimit", lambda which: (machine * 3, machine * 3))
+    assert dataset_trust.memory_bytes() == machine
