@@ -389,3 +389,22 @@ def test_the_memory_that_counts_is_what_this_process_is_limited_to(monkeypatch):
     assert dataset_trust.memory_bytes() == 2**20
     monkeypatch.setattr(dataset_trust.resource, "getrlimit", lambda which: (machine * 3, machine * 3))
     assert dataset_trust.memory_bytes() == machine
+
+
+@pytest.mark.parametrize("key", ["codecs", "index_codecs"])
+def test_a_codec_within_a_shard_is_one_of_the_specification_too(key):
+    inner = {"codecs": [{"name": "bytes"}], "index_codecs": [{"name": "bytes"}, {"name": "crc32c"}]}
+    array = {
+        "node_type": "array",
+        "zarr_format": 3,
+        "shape": [8],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4]}},
+        "data_type": "float32",
+        "dimension_names": ["sample"],
+        "codecs": [{"name": "sharding_indexed", "configuration": {"chunk_shape": [2], **inner}}],
+    }
+    dataset_trust.check_array(Path("d.zarr"), "u", array)
+    inner[key] = [*inner[key], {"name": "numcodecs.pickle"}]
+    array["codecs"][0]["configuration"] |= inner
+    with pytest.raises(DatasetError, match=r"array 'u' of d\.zarr has the codec 'numcodecs\.pickle'; only these"):
+        dataset_trust.check_array(Path("d.zarr"), "u", array)
