@@ -18,6 +18,7 @@ from forebay.cluster.submission import FILES
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.plan import make_plan, resolved
 from forebay.pipeline.study import Study, load_study, study_from_dict
+from forebay.pipeline.study_trust import read_stored
 from forebay.pipeline.text_file import replace_text
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def relaunch(run_folder: Path) -> int:
     for split in DATASETS:
         path = prepared.spec.dataset(split)
         if not path.exists():  # submitted and not begun, or killed before the first block
-            study = json.loads((run_folder / "study.json").read_text(encoding="utf-8")) | provenance()
+            study = read_stored(run_folder) | provenance()
             replace_text(run_folder / "study.json", json.dumps(study, indent=2))
             datasets |= _create_datasets(prepared, study, only=split)
             continue
@@ -163,10 +164,7 @@ def _make_folder(folder: Path) -> None:
 
 def reopen(run_folder: Path) -> Prepared:
     """The study of an existing run folder, checked again."""
-    try:
-        kept = json.loads((run_folder / "study.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{run_folder} is no run folder: it has no study.json; start one with `forebay run`") from None
+    kept = read_stored(run_folder)
     study = study_from_dict(kept["study"], source=f"{run_folder}/study.json")
     return _prepare(study, Path(kept["study_folder"]), run_folder, Path(kept["source"]))
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from forebay.cluster.cluster_size import LEAST_STORE, SPARE, object_store_bytes
 from forebay.cluster.security import inside_cluster
 from forebay.cluster.terminal import make_console
+from forebay.pipeline.plan import available_cores
 
 if TYPE_CHECKING:
     from forebay.cluster.launch import Prepared
@@ -84,7 +85,7 @@ def print_plan(prepared: Prepared) -> None:
         ("model", f"{study.learner.model.name}, {expected.model_parameters:,} parameters"),
         ("credits", _credit_words(prepared.spec)),
         ("object store", _store_words(prepared.spec)),
-        ("cores", f"{plan.cores}: {plan.solvers} solver(s), {plan.learner_threads} learner thread(s)"),
+        ("cores", _core_words(prepared.spec)),
         ("solves (estimate)", f"{expected.solves_per_s:,.0f} per second"),
         ("training (estimate)", f"{expected.learner_frames_per_s:,.0f} frames per second"),
     ):
@@ -92,6 +93,8 @@ def print_plan(prepared: Prepared) -> None:
     console = make_console()
     console.print(table)
     console.print(_bottleneck(prepared, expected), highlight=False)
+    if crowd := _crowd(prepared.spec):
+        console.print(crowd, style="yellow", highlight=False)
 
 
 def _block_words(spec: RunSpec) -> str:
@@ -134,6 +137,27 @@ def _store_words(spec: RunSpec) -> str:
     least = f"; {_size(LEAST_STORE)} at least" if SPARE * needed < LEAST_STORE else ""
     whose = "of every node; that of a running cluster stays as it was started" if inside_cluster() else "of this run"
     return f"{_size(object_store_bytes(spec.plan, credits))} {whose} ({SPARE} x all blocks in flight{least})"
+
+
+def _core_words(spec: RunSpec) -> str:
+    plan, ranks, learners = spec.plan, spec.study.solver.rom.ranks, spec.study.learner.ranks
+    solvers = f"{plan.solvers} solver(s)" + (f" of {ranks} ranks" if ranks > 1 else "")
+    return f"{plan.cores}: {solvers}, {learners} learner(s) of {plan.learner_threads} thread(s)"
+
+
+def _crowd(spec: RunSpec) -> str:
+    """A warning where processes would take turns with the cores."""
+    plan, study = spec.plan, spec.study
+    if study.run.executor == "local":
+        return ""
+    busy = plan.solvers * study.solver.rom.ranks + study.learner.ranks * plan.learner_threads
+    cores = plan.cores if inside_cluster() else min(plan.cores, available_cores())
+    if busy <= cores + 1:  # a learner hardly slows a solver that it shares a core with for a while
+        return ""
+    return (
+        f"warning: solvers and learners would keep {busy:,} cores busy, and there are {cores:,}: they take turns, and "
+        f"each process needs memory; lower solver.actors = {plan.solvers:,}, solver.rom.ranks or learner.ranks"
+    )
 
 
 def _size(count: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from forebay.pipeline.dataset_trust import read_json
 from forebay.pipeline.errors import RunError
@@ -18,17 +19,28 @@ def stored_study(run: Path) -> Study:
     """The study of a run folder, parsed; nothing that it names is loaded.
 
     Raises:
-        RunError: no study.json there, or not one that `forebay run` writes.
+        RunError: as `read_stored`.
         StudyError: the study is not valid.
+    """
+    return study_from_dict(read_stored(run)["study"], source=str(run / "study.json"))
+
+
+def read_stored(run: Path) -> dict[str, Any]:
+    """What the study.json of a run folder holds: "study", "study_folder", "source" and where it was made.
+
+    Raises:
+        RunError: no study.json there, or not one that `forebay run` writes.
+        DatasetError: it is no JSON.
     """
     path = run / "study.json"
     try:
-        kept = read_json(path)
+        kept: dict[str, Any] = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{run} is no run folder: it has no study.json; start one with `forebay run`") from None
-    if not isinstance(kept, dict) or not isinstance(kept.get("study"), dict):
+    kinds = {"study": dict, "study_folder": str, "source": str}
+    if not isinstance(kept, dict) or not all(isinstance(kept.get(name), kind) for name, kind in kinds.items()):
         raise RunError(f"{path} holds no study; restore it from a copy")
-    return study_from_dict(kept["study"], source=str(path))
+    return kept
 
 
 def foreign_code(study: Study) -> tuple[str, ...]:

@@ -182,6 +182,19 @@ def wide_console():
     return Console(width=400)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "busy"), [(["solver.actors=7"], 8), (["solver.actors=2", "learner.ranks=4"], 6), ([], None)]
+)
+def test_check_warns_of_processes_that_would_take_turns(tmp_path, capsys, monkeypatch, overrides, busy):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("forebay.cluster.plan_text.make_console", wide_console)
+    monkeypatch.setattr("forebay.cluster.plan_text.available_cores", lambda: 2)
+    study = write_tiny(tmp_path, executor="ray")
+    print_plan(prepare(study, ["run.cores=1000", "learner.threads=1", *overrides], folder=tmp_path / "never"))
+    warned = re.findall(r"would keep (\d+) cores busy, and there are 2: they take turns", capsys.readouterr().out)
+    assert warned == ([str(busy)] if busy else [])
+
+
 def test_check_shows_memory_and_what_it_follows_from(plan_of):
     shown = plan_of("solver.actors=3", "dataset.block_samples=2000", "buffer.capacity=2000", "learner.ranks=2")
     # a sample is two float32 fields of 32 x 32; 2,000 of them make a block; 3 solvers have 4 blocks each
@@ -196,6 +209,7 @@ def test_check_shows_memory_and_what_it_follows_from(plan_of):
     small = plan_of("solver.actors=3")
     assert small["object store"] == "256 MiB of this run (4 x all blocks in flight; 256 MiB at least)"
     assert LEAST_STORE == 256 * 2**20
+    assert shown["cores"].endswith(": 3 solver(s), 2 learner(s) of 1 thread(s)")
     assert "learners" not in small["ring"]
 
 

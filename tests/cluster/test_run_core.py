@@ -349,3 +349,10 @@ def test_lost_processes_and_lost_objects_are_events_that_name_what_is_gone(monke
     assert executor._event_of("b", ray_executor._Pending(Store(key), "writer", 2)) == event
     late = executor._event_of("c", ray_executor._Pending(Store(key), "writer", 1))
     assert isinstance(late, Tick), "asked of a writer that was replaced before"
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ('{"study": {}}', "holds no study")])
+def test_a_run_whose_study_is_damaged_is_not_resumed(tmp_path, text, message):
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises((RunError, DatasetError), match=message):
+        launching.relaunch(tmp_path)

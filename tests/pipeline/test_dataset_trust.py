@@ -348,7 +348,12 @@ def test_what_could_run_code_is_named(tree, words):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "is no run folder: it has no study.json"), ("[]", "holds no study"), ('{"study": 7}', "holds no study")],
+    [
+        (None, "is no run folder: it has no study.json"),
+        ("[]", "holds no study"),
+        ('{"study": 7, "study_folder": "/", "source": "s.toml"}', "holds no study"),
+        ('{"study": {}, "study_folder": 7, "source": "s.toml"}', "holds no study"),
+    ],
 )
 def test_a_folder_without_a_readable_study_is_told(tmp_path, text, message):
     if text is not None:
