@@ -19,17 +19,18 @@ import argparse
 import os
 import pickle
 import shutil
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alone import Stage, environment_of
-from common import Measured, Report, alternate, cores, number, parser, table
+from common import Measured, Report, cores, number, parser, table
 from online_run import OnlineRun, run_online
-from scaling_limits import Limits, measure_limits
+from scaling_limits import measure_limits
+from scaling_model import tell_model
 
 from forebay.cluster.launch import prepare
 from forebay.cluster.security import secure_ray
@@ -90,7 +91,8 @@ class Case:
     def write(self, folder: Path) -> Path:
         """The study's file."""
         path = folder / "study.toml"
-        options = "\n".join(f"{key} = {value}" for key, value in self.options.items())
+        own = {**self.options, "block": self.block} if self.kind == "sleep" else self.options
+        options = "\n".join(f"{key} = {value}" for key, value in own.items())
         fields = {"samples": self.samples, "problem": PART[self.kind], "options": options, "actors": self.actors}
         path.write_text(STUDY.format(**fields, block=self.block, cores=self.actors + 1), encoding="utf-8")
         shutil.copy(Path(__file__).with_name("sleeping.py"), folder)
@@ -170,32 +172,41 @@ class Row:
     """All repetitions of one number of actors."""
 
     case: Case
-    alone: Measured
-    """Seconds of a sample."""
-    runs: list[OnlineRun]
+    alone_s: list[float] = field(default_factory=list)
+    """A sample's by the solver alone, right before and after each run."""
+    runs: list[OnlineRun] = field(default_factory=list)
+
+    @property
+    def alone(self) -> Measured:
+        return Measured(tuple(self.alone_s))
 
     @property
     def streaming(self) -> Measured:
         return Measured(tuple(run.streaming for run in self.runs))
 
     @property
-    def ideal_s(self) -> float:
-        return self.alone.median * self.case.samples / self.case.actors
+    def ideal(self) -> Measured:
+        return Measured(tuple(seconds * self.case.samples / self.case.actors for seconds in self.alone_s))
 
     @property
     def efficiency(self) -> float:
-        return self.ideal_s / self.streaming.median
+        """Median over the runs, each against what surrounds it: the machine's speed changes from minute to minute."""
+        return statistics.median(ideal / streaming for ideal, streaming in self._pairs)
 
     @property
     def lost_ms(self) -> float:
-        """Of one actor's time, for each of its samples."""
-        return 1e3 * (self.streaming.median - self.ideal_s) / (self.case.samples / self.case.actors)
+        """Of one actor's time, for each of its samples; median over the runs."""
+        lost = statistics.median(streaming - ideal for ideal, streaming in self._pairs)
+        return 1e3 * lost / (self.case.samples / self.case.actors)
+
+    @property
+    def _pairs(self) -> list[tuple[float, float]]:
+        return list(zip(self.ideal.values, self.streaming.values, strict=True))
 
     def processor_ms(self, role: str) -> float:
         """A block, median of the repetitions."""
         blocks = self.case.samples / self.case.block
-        spent = Measured(tuple(run.processor.get(role, 0.0) for run in self.runs))
-        return 1e3 * spent.median / blocks
+        return 1e3 * statistics.median(run.processor.get(role, 0.0) for run in self.runs) / blocks
 
     @property
     def disturbance(self) -> float:
@@ -204,20 +215,18 @@ class Row:
 
 
 def measure(case: Case, actors: Sequence[int], repeats: int) -> list[Row]:
-    """Runs and the solver alone in turn."""
-    runs: dict[str, list[OnlineRun]] = {str(count): [] for count in actors}
-
-    def online(count: int, folder: Path) -> float:
-        run = replace(case, actors=count).online(folder)
-        runs[str(count)].append(run)
-        return run.streaming
-
+    """Runs in turn, every second round backwards, each between two of the solver alone."""
+    rows = {count: Row(replace(case, actors=count)) for count in actors}
     with tempfile.TemporaryDirectory(prefix="forebay-scaling-") as temporary:
         folder = Path(temporary)
-        contenders: dict[str, Callable[[], float]] = {"alone": partial(case.alone, folder)}
-        contenders |= {str(count): partial(online, count, folder) for count in actors}
-        measured = alternate(contenders, repeats)
-    return [Row(replace(case, actors=count), measured["alone"], runs[str(count)]) for count in actors]
+        before = case.alone(folder)
+        for turn in range(repeats):
+            for count in actors if turn % 2 == 0 else reversed(actors):
+                rows[count].runs.append(rows[count].case.online(folder))
+                after = case.alone(folder)
+                rows[count].alone_s.append((before + after) / 2)
+                before = after
+    return list(rows.values())
 
 
 def tell_rows(report: Report, title: str, rows: Sequence[Row]) -> None:
@@ -230,12 +239,12 @@ def tell_rows(report: Report, title: str, rows: Sequence[Row]) -> None:
             row.case.actors,
             row.case.samples,
             number(row.alone.median * row.case.block),
-            number(row.ideal_s),
+            row.ideal,
             row.streaming,
             f"{100 * row.efficiency:.1f} %",
             number(row.lost_ms),
             f"{100 * row.runs[0].solver_idle / row.streaming.median:.1f} %",
-            number(Measured(tuple(run.tail for run in row.runs)).median),
+            number(statistics.median(run.tail for run in row.runs)),
             f"{100 * row.disturbance:.0f} %",
         )
         for row in rows
@@ -257,62 +266,6 @@ def tell_overhead(report: Report, title: str, rows: Sequence[Row]) -> None:
     ]
     columns = ("actors", "blocks", "efficiency", *(f"{role} ms/block" for role in roles), "driver and Ray us/sample")
     report.say(f"\n## {title}\n\n{table(columns, cells)}")
-
-
-# -- the model ---------------------------------------------------------------------------------------------------------
-
-NODES, ACTORS_PER_NODE, SOLVE_S = 1000, 64, 60.0
-"""A cluster whose solvers need a minute for a block."""
-
-
-def tell_model(report: Report, small: Limits, large: Limits, driver_s: float) -> None:
-    """What each part that exists once can do, and how far that is from 1,000 nodes."""
-    demand = NODES * ACTORS_PER_NODE / SOLVE_S
-    rows, first = [], ("", float("inf"))
-    for name, limits, seconds in (
-        ("driver: processor time of a block", large, driver_s),
-        ("journal: a line with fsync", large, large.journal_s),
-        ("driver, which does both in turn", large, driver_s + large.journal_s),
-        ("writer: blocks of 2 MiB", small, small.store_s),
-        ("writer: blocks of 16 MiB", large, large.store_s),
-        ("learner's ring: 2 MiB", small, small.ingest_s),
-        ("learner's ring: 16 MiB", large, large.ingest_s),
-    ):
-        rate = 1 / seconds
-        megabytes = rate * limits.block_bytes / 2**20
-        nodes = rate * SOLVE_S / ACTORS_PER_NODE
-        shown = number(megabytes) if "16" in name or "2 MiB" in name else ""
-        rows.append((name, number(1e3 * seconds), number(rate), shown, f"{nodes:,.0f}"))
-        if limits is large and rate < first[1]:
-            first = (name, rate)
-    columns = (
-        "there is one",
-        "ms a block",
-        "blocks/s at most",
-        "MiB/s",
-        f"nodes of {ACTORS_PER_NODE} at {SOLVE_S:g} s",
-    )
-    report.say(f"\n## The model: what breaks first\n\n{table(columns, rows)}")
-    counts = sorted(large.wait_s)
-    slope = (large.wait_s[counts[-1]] - large.wait_s[counts[0]]) / max(1, counts[-1] - counts[0])
-    waiting = 2 * NODES * ACTORS_PER_NODE
-    deciding = ", ".join(f"{number(1e6 * large.decide_s[count])} us with {count:,}" for count in counts)
-    asking = ", ".join(f"{number(1e3 * large.wait_s[count])} ms of {count:,}" for count in counts)
-    report.say(
-        f"\nA cluster of n nodes with {ACTORS_PER_NODE} actors that need S seconds a block asks for n x "
-        f"{ACTORS_PER_NODE} / S blocks a second of everything that exists once: {demand:,.0f} at {NODES:,} nodes and "
-        f"S = {SOLVE_S:g} s, {demand * large.block_bytes / 2**30:.1f} GiB/s in blocks of 16 MiB. First to break is "
-        f"`{first[0]}`, at {number(first[1])} blocks a second: {first[1] * SOLVE_S / ACTORS_PER_NODE:,.0f} nodes at S "
-        f"= {SOLVE_S:g} s, {NODES:,} nodes from S = {NODES * ACTORS_PER_NODE / first[1]:,.0f} s on."
-        f"\n\nThe controller's share of the driver does not grow with the solvers ({deciding}). `ray.wait` looks at "
-        f"every reference ({asking} references; {1e3 * slope * waiting:,.0f} ms of {waiting:,}, two blocks a solver at "
-        f"{NODES:,} nodes, if that goes on in a straight line); it is asked for all that are ready at once, so this "
-        f"delays a block and does not bound the rate. Putting a block into the object store takes a solver "
-        f"{number(1e3 * small.put_s)} ms (2 MiB), {number(1e3 * large.put_s)} ms (16 MiB), on every node for itself."
-        f"\n\nNot in the model, because one machine cannot measure it: the network into the nodes of writer and "
-        f"learner, which must carry the same MiB/s; Ray's own head with {NODES * ACTORS_PER_NODE:,} actors; a parallel "
-        f"file system's fsync."
-    )
 
 
 def overhead_rows(plan: Plan, available: int) -> list[Row]:

@@ -18,11 +18,14 @@ class Sleeping:
     """-u'' + s u = 1 on a handful of points, repeated until a field of `side` x `side` is full.
 
     A sample lasts `seconds`, of which what is left when it is solved is slept, so a busy machine makes none longer
-    unless drawing and solving take more than that.
+    unless drawing and solving take more than that.  Waking late is made up by the next sample of the same block, since
+    that, too, is the machine's; every block begins anew, so nothing between two blocks is made up.
     """
 
     side: int = 128
     seconds: float = 0.03
+    block: int = 1
+    """Samples of a block, which are asked for one block after the other."""
     symmetry = "spd"
 
     @property
@@ -31,8 +34,10 @@ class Sleeping:
         return Schema((Parameter("s", 0.5, 1.0),), (), (Field("u", ("y", "x"), (self.side, self.side)),))
 
     def draw(self, parameters: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """No field; the time at which the sample was begun is kept for `fields`."""
-        begun["s"] = time.perf_counter()
+        """No field; the time at which the sample is due is kept for `fields`."""
+        number, due_s = clock
+        begun_s = time.perf_counter() if number % self.block == 0 else due_s
+        clock[:] = number + 1, begun_s + self.seconds
         return {}
 
     def pattern(self) -> tuple[np.ndarray, np.ndarray]:
@@ -50,9 +55,9 @@ class Sleeping:
 
     def fields(self, draw: dict[str, Any], solution: np.ndarray) -> dict[str, np.ndarray]:
         """The solution over and over, once the time is up."""
-        time.sleep(max(0.0, begun.get("s", 0.0) + self.seconds - time.perf_counter()))
+        time.sleep(max(0.0, clock[1] - time.perf_counter()))
         return {"u": np.resize(solution, (self.side, self.side))}
 
 
-begun: dict[str, float] = {}
-"""When the sample that is being solved was begun."""
+clock = [0, 0.0]
+"""Samples begun in this process, and when the latest of them is due."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
 POLL = threading.Event()
 """Never set: its timed wait leaves the core to the run that is being watched."""
 
+BRAKED = Path(__file__).parent / "cluster" / "problems" / "braked.py"
 TINY = """
 name = "tiny"
 seed = 314
@@ -57,6 +59,15 @@ def write_tiny(folder: Path, *, executor: str, samples: int = 40, batches: int =
         TINY.format(executor=executor, samples=samples, batches=batches, checkpoint_every_s=checkpoint_every_s)
     )
     return path
+
+
+def brake_of(study: Path) -> Path:
+    """Make the problem of a tiny study one that is slow for as long as a file is there; that file, which is not yet."""
+    shutil.copy(BRAKED, study.parent)
+    brake = study.parent / "brake"
+    problem = f'name = "braked.py:Braked"\nbrake = "{brake}"'
+    study.write_text(study.read_text().replace('name = "darcy"\nsize = 32', problem))
+    return brake
 
 
 def forebay(*words: object, timeout: float = 200, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -11,8 +11,9 @@ import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -285,16 +286,16 @@ def test_efficiency_is_what_one_solver_needs_shared_out_over_the_streaming_time(
     spent = {"driver": 0.4, "Ray": 0.2, "others": 1.0}
     runs = [online.OnlineRun(**times | {"streaming": seconds, "processor": spent}) for seconds in (10.0, 12.5, 14.0)]
     case = replace(module.SLEEP, block=10, blocks=20, actors=4)
-    row = module.Row(case, benchmark("common").Measured((0.05, 0.06, 0.04)), runs)
-    assert row.ideal_s == pytest.approx(0.05 * 200)
-    assert row.efficiency == pytest.approx(0.8)
+    row = module.Row(case, [0.05, 0.05, 0.04], runs)  # alone 10, 10 and 8 s
+    assert row.ideal.median == pytest.approx(0.05 * 200)
+    assert row.efficiency == pytest.approx(10 / 12.5)
     assert row.lost_ms == pytest.approx(12.5)
     assert row.processor_ms("driver") == pytest.approx(5.0)
     assert row.disturbance == pytest.approx(0.1 / module.cores())
 
 
 def test_the_model_names_what_breaks_first(benchmark, report):
-    module = benchmark("scaling")
+    module = benchmark("scaling_model")
     limits = module.Limits(16 << 20, 2e-3, 40e-3, 8e-3, 5e-3, {64: 2e-5, 1024: 2e-5}, {64: 1e-4, 1024: 1.06e-3})
     module.tell_model(report, replace(limits, block_bytes=2 << 20), limits, 4e-3)
     text = "\n".join(report.lines)
@@ -313,6 +314,24 @@ def test_what_one_of_each_can_do_is_measured(benchmark):
     assert set(limits.wait_s) == set(limits.decide_s) == {1, 8}
     assert all(0 < value < 5 for value in (limits.journal_s, limits.store_s, limits.ingest_s, limits.put_s))
     assert all(0 < value < 1 for value in (*limits.wait_s.values(), *limits.decide_s.values()))
+
+
+def test_late_samples_are_made_up_within_a_block_and_not_between_blocks(benchmark, monkeypatch):
+    module = benchmark("sleeping")
+    now, naps = [100.0], []
+    late = iter([0.0, 3.0, 0.0, 0.0])
+    monkeypatch.setattr(module, "clock", [0, 0.0])
+    fake = SimpleNamespace(
+        perf_counter=lambda: now[0], sleep=lambda s: (naps.append(s), now.append(now.pop() + s + next(late)))
+    )
+    monkeypatch.setattr(module, "time", fake)
+    problem = module.Sleeping(side=4, seconds=10.0, block=3)
+    for number in range(4):
+        if number == 3:
+            now[0] += 7.0  # a new block has come that much later
+        problem.draw(np.zeros(1), np.random.default_rng(7))
+        problem.fields({}, np.ones(8))
+    assert naps == [10.0, 10.0, 7.0, 10.0]
 
 
 @pytest.mark.ray

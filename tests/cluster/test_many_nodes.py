@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import xarray
-from running import ENVIRONMENT, events, wait_until, write_tiny
+from running import ENVIRONMENT, brake_of, events, wait_until, write_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.ray
@@ -46,7 +46,7 @@ def finish(process: subprocess.Popen[str], run: Path, samples: int) -> str:
 def study_of(folder: Path, solvers: int, **size: int) -> Path:
     study = write_tiny(folder, executor="ray", checkpoint_every_s=0.5, **size)
     text = study.read_text().replace("actors = 1", f"actors = {solvers}").replace("[learner]", "[learner]\nranks = 2")
-    # A small buffer makes the solvers wait for the learners, so that there is work left for those that come later.
+    # A small buffer makes the solvers wait for the learners, so that there is work left when a node is lost.
     study.write_text(text.replace("[buffer]", "[buffer]\ncapacity = 256"))
     return study
 
@@ -55,17 +55,17 @@ def test_a_node_that_vanishes_with_a_learner_and_solvers_costs_no_sample(tmp_pat
     for _ in range(3):
         nodes.add()
     run = tmp_path / "run"
-    process = begin(nodes, study_of(tmp_path, 3, samples=2400, batches=900), run)
+    process = begin(nodes, study_of(tmp_path, 3, samples=1600, batches=500), run)
     wait_until(lambda: len(events(run, "checkpoint")) >= 1 and len(events(run, "block_stored")) > 20, process)
     (home, *_) = nodes.hosts("learner") or nodes.hosts("solver")
     lost = [kind for kind in ("learner", "solver") if home in nodes.hosts(kind)]
     nodes.kill(home)
-    output = finish(process, run, 2400)
+    output = finish(process, run, 1600)
     for kind in lost:
         assert events(run, f"{kind}_lost"), output
     draws = [(run / name).read_text().splitlines() for name in ("draws.jsonl", "draws-1.jsonl")]
     last = [json.loads(lines[-1])["batch"] for lines in draws]
-    assert last == [900, 900], "all learners stop at the same batch"
+    assert last == [500, 500], "all learners stop at the same batch"
     flow = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if '"flow"' in line]
     assert max(line["blocks_near"] for line in flow) > 0, "no block found a learner on its own node"
 
@@ -73,10 +73,14 @@ def test_a_node_that_vanishes_with_a_learner_and_solvers_costs_no_sample(tmp_pat
 def test_solvers_begin_on_nodes_that_join_later(tmp_path, nodes):
     nodes.add(cores=1)
     run = tmp_path / "run"
-    process = begin(nodes, study_of(tmp_path, 3, samples=4000, batches=1500), run)
+    study = study_of(tmp_path, 3, samples=1200, batches=300)
+    brake = brake_of(study)
+    process = begin(nodes, study, run)
     wait_until(lambda: len(events(run, "block_stored")) > 4, process)
+    brake.touch()  # there is work left for those that come later, however long that takes them
     assert {e["solver"] for e in events(run, "block_stored")} == {"solver-0"} or not events(run, "solver_ready")
     nodes.add()
     wait_until(lambda: len(events(run, "solver_ready")) == 2, process)
-    finish(process, run, 4000)
+    brake.unlink()
+    finish(process, run, 1200)
     assert len({e["solver"] for e in events(run, "block_stored")}) == 3, "a solver that came later had no work"

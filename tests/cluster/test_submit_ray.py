@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 import running
 import xarray
-from running import ENVIRONMENT, POLL, events, write_tiny
+from running import ENVIRONMENT, POLL, brake_of, events, write_tiny
 
-BRAKED = Path(__file__).parent / "problems" / "braked.py"
 UP_S = 90.0
 TOKEN = "7f" * 32
 
@@ -85,11 +84,8 @@ def forebay(cluster, tmp_path, monkeypatch):
 
 def braked_study(folder, **sizes):
     """Slow until the brake is off, so that a stop always finds it at work."""
-    shutil.copy(BRAKED, folder)
     study = write_tiny(folder, executor="ray", **sizes)
-    problem = f'name = "braked.py:Braked"\nbrake = "{folder / "brake"}"'
-    study.write_text(study.read_text().replace('name = "darcy"\nsize = 32', problem))
-    (folder / "brake").touch()
+    brake_of(study).touch()
     return study
 
 
@@ -102,7 +98,7 @@ def test_a_job_is_stopped_gracefully_and_gone_on_with_to_its_end_and_leaves_no_t
     assert sent.returncode == 0, sent.stdout + sent.stderr
     assert f"run folder on the cluster: {run}" in sent.stdout
     end = time.monotonic() + UP_S
-    while len(events(run, "block_stored")) < 4:
+    while sum(line["split"] == "train" for line in events(run, "block_stored")) < 2:
         assert time.monotonic() < end, forebay("status", run).stdout
         POLL.wait(0.2)
     stopped = forebay("stop", run)
