@@ -102,10 +102,12 @@ def name_of(pid: int) -> str:
 @pytest.mark.parametrize(
     "fault",
     [
-        "kill the driver",
         "SIGTERM",
         # test_chaos.py kills these too.
-        *(pytest.param(f"kill {what}", marks=pytest.mark.slow) for what in ("a solver", "the learner", "the writer")),
+        *(
+            pytest.param(f"kill {what}", marks=pytest.mark.slow)
+            for what in ("the driver", "a solver", "the learner", "the writer")
+        ),
     ],
 )
 def test_a_ray_run_survives(tmp_path, fault):
