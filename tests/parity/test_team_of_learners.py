@@ -57,10 +57,24 @@ def test_a_team_agrees_on_the_least_ready_and_on_whatever_one_of_them_wants(tmp_
     ]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Where both ranks have left the weights of every model."""
+    folder = tmp_path_factory.mktemp("models")
+    together("models", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def even(tmp_path_factory):
+    """A team with equal shards that has trained to its end: its folder, and what each said."""
+    folder = tmp_path_factory.mktemp("even")
+    return folder, together("even", folder)
+
+
 @pytest.mark.parametrize("model", sorted(team_member.MODELS))
-def test_two_learners_with_half_batches_are_one_with_whole_batches_within_rounding(tmp_path, model):
-    together(model, tmp_path)
-    first, second = (torch.load(tmp_path / f"{model}-{rank}.pt") for rank in range(2))
+def test_two_learners_with_half_batches_are_one_with_whole_batches_within_rounding(trained, model):
+    first, second = (torch.load(trained / f"{model}-{rank}.pt") for rank in range(2))
     alone = team_member.train_steps(Solo(), model)
     start = team_member.Surrogate(
         team_member.SurrogateConfig(
@@ -81,8 +95,8 @@ def test_two_learners_with_half_batches_are_one_with_whole_batches_within_roundi
     assert float(apart.norm()) < 0.05 * float(moved.norm())
 
 
-def test_members_share_statistics_stop_at_the_same_batch_and_leave_the_same_weights(tmp_path):
-    first, second = together("even", tmp_path)
+def test_members_share_statistics_stop_at_the_same_batch_and_leave_the_same_weights(even):
+    folder, (first, second) = even
     assert first["batches"] == second["batches"] == 14
     assert first["weights"] == second["weights"]
     assert first["moments"] == second["moments"]
@@ -93,7 +107,7 @@ def test_members_share_statistics_stop_at_the_same_batch_and_leave_the_same_weig
     assert seen[0] <= count
     if first["frames"] == 96:
         np.testing.assert_allclose(seen, [count, mean, square], rtol=1e-9)
-    draws = [read_schedule(tmp_path / name) for name in ("draws.jsonl", "draws-1.jsonl")]
+    draws = [read_schedule(folder / name) for name in ("draws.jsonl", "draws-1.jsonl")]
     assert [len(d) for d in draws] == [14, 14]
     assert {len(b.keys) for d in draws for b in d} == {4}, "each draws half of the batch of 8"
     keys = [{int(k) for b in d for k in b.keys} for d in draws]
@@ -116,14 +130,14 @@ def test_a_checkpoint_of_the_first_alone_leaves_the_team_in_step_and_its_last_on
     assert len(json.loads((latest / "state.json").read_text())["extra"]["shards"]) == 2
 
 
-def test_a_team_goes_on_from_its_checkpoint_with_what_each_ring_held(tmp_path):
-    together("even", tmp_path)
-    *_, earlier = sorted((tmp_path / "checkpoints").iterdir())
+def test_a_team_goes_on_from_its_checkpoint_with_what_each_ring_held(even, tmp_path):
+    folder, _ = even
+    *_, earlier = sorted((folder / "checkpoints").iterdir())
     state = json.loads((earlier / "state.json").read_text())
     assert state["extra"]["ingested_chunks"] == list(range(16)), "what resume must not feed again"
     assert [shard["ingested_chunks"] for shard in state["extra"]["shards"]] == [list(range(8)), list(range(8, 16))]
     again = tmp_path / "again"
-    shutil.copytree(tmp_path / "checkpoints", again / "checkpoints")
+    shutil.copytree(folder / "checkpoints", again / "checkpoints")
     first, second = together("even", again)
     assert first["begun"] == [14, list(range(8))]
     assert second["begun"] == [14, list(range(8, 16))]

@@ -135,8 +135,9 @@ def main() -> None:
         said = [Word(rank == 0), Word(True, save=rank == 1), Word(True, exhausted=rank == 1, news=rank == 0)]
         heard = [team.agree(word) for word in said]
         result: object = [[w.ready, w.exhausted, w.save, w.news, w.leave] for w in heard]
-    elif task in MODELS:
-        torch.save(train_steps(team, task), folder / f"{task}-{rank}.pt")
+    elif task == "models":
+        for model in MODELS:
+            torch.save(train_steps(team, model), folder / f"{model}-{rank}.pt")
         result = None
     else:
         even = (range(0, 8), range(8, 16))
