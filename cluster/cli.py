@@ -34,7 +34,8 @@ def main() -> None:
     except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
         if error.filename is None:
             raise
-        print(f"forebay: {error.filename}: {error.strerror}; choose another path, or change its permissions", file=sys.stderr)
+        remedy = "choose another path, or change its permissions"
+        print(f"forebay: {error.filename}: {error.strerror}; {remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # a second Ctrl-C, or one before the run has begun
         print("forebay: interrupted at once; what was journaled is kept, `forebay resume` goes on", file=sys.stderr)
