@@ -121,7 +121,7 @@ class Case:
 
 SLEEP = Case(kind="sleep", options={"side": 128, "seconds": 0.032}, block=32, blocks=20)
 LARGE = Case(kind="sleep", options={"side": 362, "seconds": 0.064}, block=32, blocks=10)
-REAL = Case(kind="real", options={"size": 64}, block=64, blocks=100)
+REAL = Case(kind="real", options={"size": 64}, block=64, blocks=60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +133,8 @@ class Plan:
     rates: Sequence[float]
     """Seconds of a block, by four actors."""
     repeats: int
+    repeats_real: int
+    """Processor time varies from minute to minute where sleep does not."""
     blocks_per_s: int
     """Of all actors together, for `overhead`."""
     overhead_blocks: int
@@ -148,6 +150,7 @@ FULL = Plan(
     overhead=(1, 8, 32, 64),
     rates=(0.5, 0.125, 0.03),
     repeats=3,
+    repeats_real=7,
     blocks_per_s=4,
     overhead_blocks=96,
     limits=(64, 1024, 4096),
@@ -160,6 +163,7 @@ QUICK = Plan(
     overhead=(),
     rates=(0.06,),
     repeats=1,
+    repeats_real=0,
     blocks_per_s=4,
     overhead_blocks=0,
     limits=(64,),
@@ -299,7 +303,7 @@ def available_actors() -> int:
 
 def main() -> int:
     options_parser = parser(__doc__)
-    options_parser.add_argument("--repeats", type=int, help="of every run; by default 3, with --quick 1")
+    options_parser.add_argument("--repeats", type=int, help="of every sleeping run; by default 3, with --quick 1")
     options = options_parser.parse_args()
     secure_ray()  # before anything imports Ray
     report = Report("scaling", options, ("ray", "torch", "zarr"))
@@ -318,7 +322,7 @@ def judge(report: Report, plan: Plan, options: argparse.Namespace) -> int:
         tell_rows(report, "sleep: blocks of 16 MiB", large)
         judged += large
     if plan.real:
-        real = measure(REAL, plan.real, plan.repeats)
+        real = measure(REAL, plan.real, plan.repeats_real)
         tell_rows(report, f"real: Darcy 64 x 64 on {cores()} cores, of which the learner has one", real)
         judged += [row for row in real if row.case.actors < cores()]
     fitting = available_actors()
