@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import importlib
 import signal
 import socket
@@ -12,12 +11,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from forebay.cluster.mpi_arrays import Packed, pack, view
 from forebay.cluster.mpi_channel import receive, send
 from forebay.cluster.mpi_errors import MpiError
+from forebay.pipeline.user_file import execute_file
 
 Function = Callable[[Any, dict[str, Any], dict[str, Any]], Any]
 
@@ -92,33 +91,19 @@ def checked(returned: Any) -> tuple[Any, Packed]:
 def load_function(name: str) -> Function:
     """The function that "module:function" or "/path/file.py:function" names.
 
-    A file is executed once for each content it had, so that an edit reaches ranks that are up.
+    A file is executed once for each content it had, so that an edit reaches ranks that are up; it may import modules
+    beside it.
 
     Raises:
         MpiError: the module has no such function.
     """
     home, _, attribute = name.rpartition(":")
-    module = _execute(Path(home)) if home.endswith(".py") else importlib.import_module(home)
+    module = execute_file(Path(home), "forebay_mpi") if home.endswith(".py") else importlib.import_module(home)
     found: Function | None = getattr(module, attribute, None)
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise MpiError(f"{home} has no function {attribute!r}; it has {', '.join(known) or 'none'}")
     return found
-
-
-def _execute(path: Path) -> ModuleType:
-    source = path.read_bytes()
-    digest = hashlib.blake2b(str(path).encode() + b"\0" + source, digest_size=8).hexdigest()
-    name = f"forebay_mpi_{path.stem}_{digest}"
-    if name not in sys.modules:
-        module = sys.modules[name] = ModuleType(name)
-        module.__file__ = str(path)
-        try:
-            exec(compile(source, str(path), "exec"), vars(module))
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
 
 
 def _failure(kind: str, text: str, error: BaseException) -> dict[str, Any]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from forebay.pipeline.errors import ProblemError, StudyError
 from forebay.pipeline.stages import Problem
+from forebay.pipeline.user_file import execute_file
 from forebay.solvers.problems.contract import check_contract
 
 __all__ = ["PROBLEMS", "OptionCard", "ProblemCard", "check_contract", "describe_problems", "load_problem"]
@@ -64,8 +62,9 @@ def load_problem(name: str, options: Mapping[str, Any], *, folder: Path) -> Prob
     """A problem with its options, the keys of the study's `[problem]` table but for `name`.
 
     `name` is one of `PROBLEMS`, or "file.py:Class" with the file relative to `folder`; that file is executed, because
-    the user named it, and a user's problem passes `check_contract` before it is returned.  Its module gets a name made
-    from path and content: pickles of its objects load wherever `load_problem` was called for the same file.
+    the user named it, and may import modules beside it; a user's problem passes `check_contract` before it is returned.
+    Its module gets a name made from path and content: pickles of its objects load wherever `load_problem` was called
+    for the same file.
 
     Raises:
         StudyError: unknown name or option, or an option of the wrong type or range; every faulty option is listed.
@@ -102,33 +101,17 @@ def _class_from_file(path: Path, class_name: str) -> type:
     path = path.resolve()
     if not path.is_file():
         raise ProblemError(f"problem file {path} does not exist; problem.name is relative to the study's folder")
-    module = _execute(path)
+    try:
+        module = execute_file(path, "forebay_user")
+    except (Exception, SystemExit) as error:  # a script that ends the process would do so without a word
+        raise ProblemError(
+            f"problem file {path} raised {type(error).__name__}: {error}; `python {path.name}` shows where"
+        ) from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         classes = [k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
         raise ProblemError(f"{path} has no class {class_name!r}; {_suggestion(class_name, classes, 'its classes:')}")
     return found
-
-
-def _execute(path: Path) -> ModuleType:
-    """The file as a module, executed once for each content it had."""
-    source = path.read_bytes()
-    digest = hashlib.blake2b(str(path).encode() + b"\0" + source, digest_size=8).hexdigest()
-    name = f"forebay_user_{path.stem}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module  # dataclasses look their module up while they are made
-    try:
-        # Compiled here and not by importlib, whose cache takes an edit within the same second for the old file.
-        exec(compile(source, str(path), "exec"), vars(module))
-    except (Exception, SystemExit) as error:  # a script that ends the process would do so without a word
-        del sys.modules[name]
-        raise ProblemError(
-            f"problem file {path} raised {type(error).__name__}: {error}; `python {path.name}` shows where"
-        ) from error
-    return module
 
 
 def _make(cls: type, options: Mapping[str, Any]) -> Problem:

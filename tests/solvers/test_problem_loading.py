@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from grid_systems import drawn, matrix_of
 
+from forebay.pipeline import user_file
 from forebay.pipeline.errors import ProblemError, StudyError
 from forebay.pipeline.stages import Problem, StructuredProblem, TransientProblem
 from forebay.solvers.problems import PROBLEMS, check_contract, describe_problems, load_problem
@@ -191,6 +192,44 @@ def test_files_of_the_same_name_in_two_folders_do_not_meet(folder, tmp_path_fact
     (other / "rod.py").write_text(ROD)
     one, two = (load_problem("rod.py:Rod", {}, folder=at) for at in (folder, other))
     assert type(one) is not type(two)
+
+
+@pytest.fixture
+def own_imports(monkeypatch):
+    """What a user's file imports is forgotten after the test."""
+    before = set(sys.modules)
+    monkeypatch.setattr(user_file, "_FOLDERS", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_problem_may_import_the_modules_beside_it(tmp_path, own_imports):
+    (tmp_path / "rod_facts.py").write_text("CELLS = 11\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError('hides the standard library')\n")
+    (tmp_path / "rod.py").write_text(
+        ROD.replace("import numpy as np", "import json\nimport numpy as np\nfrom rod_facts import CELLS", 1).replace(
+            "cells: int = 8", "cells: int = CELLS"
+        )
+    )
+    assert load_problem("rod.py:Rod", {}, folder=tmp_path).cells == 11
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_modules_of_the_same_name_beside_two_problems_are_refused_and_not_mixed_up(tmp_path, own_imports):
+    for number, name in enumerate(("one", "two", "three")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rod.py").write_text(ROD.replace("import numpy as np", "import rod_size, numpy as np", 1))
+        (tmp_path / name / "rod_size.py").write_text(f"CELLS = {number}\n")
+    (tmp_path / "three" / "rod.py").write_text(ROD)
+    (tmp_path / "three" / "rod_size.py").unlink()
+    load_problem("rod.py:Rod", {}, folder=tmp_path / "one")
+    with pytest.raises(
+        ProblemError, match=r"two/rod_size.py and .*one/rod_size.py would be the same module 'rod_size'"
+    ):
+        load_problem("rod.py:Rod", {}, folder=tmp_path / "two")
+    load_problem("rod.py:Rod", {}, folder=tmp_path / "three")
 
 
 @pytest.mark.parametrize(
