@@ -16,7 +16,6 @@ Fourier neural operator.  Data come from the project's solvers, the online row i
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -34,7 +33,9 @@ from common import Report, arguments, number, table
 from forebay.cluster.specs import RunSpec, make_solver
 from forebay.learners.evaluate import evaluate
 from forebay.learners.learner import StreamLearner
+from forebay.learners.metrics import draws_file
 from forebay.learners.ring import frames_of
+from forebay.learners.schedule import read_schedule
 from forebay.learners.step import TrainOptions, make_state, train_step
 from forebay.learners.surrogate import IOSpec, Surrogate, SurrogateConfig
 from forebay.pipeline.buffer import Policy
@@ -186,8 +187,8 @@ def train_online(data: Data, spec: RunSpec, stream: Stream) -> tuple[Surrogate, 
             if not learner.advance(1000):
                 raise RuntimeError(f"training stopped after {learner.batches} of {spec.plan.batches} batches")
         learner.metrics.close()
-        for line in (Path(folder) / "draws.jsonl").read_text().splitlines():
-            seen.update(key // spec.schema.steps for key in json.loads(line)["keys"])
+        for batch in read_schedule(draws_file(Path(folder), 0)):
+            seen.update((batch.keys // spec.schema.steps).tolist())
     return learner.state.surrogate, len(seen)
 
 

@@ -17,108 +17,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
-import shutil
 import statistics
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from alone import Stage, environment_of
-from common import Measured, Report, cores, number, parser, table
-from online_run import OnlineRun, run_online
+from common import Report, cores, number, parser, table
 from scaling_limits import measure_limits
 from scaling_model import tell_model
+from scaling_rows import DISTURBED, Case, Row, measure
 
-from forebay.cluster.launch import prepare
 from forebay.cluster.security import secure_ray
 
 TARGET = 0.95
-DISTURBED = 0.05
-"""Share of the processors that others use while the runs stream, above which the figures are theirs as well."""
 ACTOR_BYTES = 120 * 2**20
 """Memory that a solver actor of its own takes, what it shares with the others left out."""
-ALONE_BLOCKS = {"sleep": 8, "real": 40}
-"""Enough to know what a sample takes."""
-PART = {"sleep": "sleeping.py:Sleeping", "real": "darcy"}
-STUDY = """
-name = "scaling"
-seed = 7
-samples = {samples}
-[problem]
-name = "{problem}"
-{options}
-[solver]
-actors = {actors}
-[validation]
-samples = {block}
-every = 1000000
-[buffer]
-policy = "fifo"
-[learner]
-batch_size = {block}
-threads = 1
-threads_after_production = 1
-[learner.model]
-name = "mlp"
-hidden = [4]
-[dataset]
-block_samples = {block}
-[run]
-cores = {cores}
-"""
-"""First in, first out, every frame once: training ends right after the last block is in."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Runs that differ in the number of actors."""
-
-    kind: str
-    options: Mapping[str, object]
-    block: int
-    """Samples of a block."""
-    blocks: int
-    """Of each actor."""
-    actors: int = 1
-
-    @property
-    def samples(self) -> int:
-        return self.block * self.blocks * self.actors
-
-    def write(self, folder: Path) -> Path:
-        """The study's file."""
-        path = folder / "study.toml"
-        own = {**self.options, "block": self.block} if self.kind == "sleep" else self.options
-        options = "\n".join(f"{key} = {value}" for key, value in own.items())
-        fields = {"samples": self.samples, "problem": PART[self.kind], "options": options, "actors": self.actors}
-        path.write_text(STUDY.format(**fields, block=self.block, cores=self.actors + 1), encoding="utf-8")
-        shutil.copy(Path(__file__).with_name("sleeping.py"), folder)
-        return path
-
-    def online(self, folder: Path) -> OnlineRun:
-        """The run."""
-        try:
-            return run_online(self.write(folder), folder / "run")
-        finally:
-            shutil.rmtree(folder / "run", ignore_errors=True)
-
-    def alone(self, folder: Path) -> float:
-        """Seconds of a sample, by one solver without a pipeline."""
-        one = replace(self, actors=1, blocks=min(self.blocks, ALONE_BLOCKS[self.kind]))
-        spec = prepare(one.write(folder), folder=folder / "never").spec
-        (folder / "spec").write_bytes(pickle.dumps(spec))
-        (folder / "blocks").mkdir()
-        try:
-            with Stage.start("solver", folder / "spec", folder / "blocks", environment_of("solver", spec)) as stage:
-                stage.go()
-                return stage.result()["seconds"] / one.samples
-        finally:
-            shutil.rmtree(folder / "blocks")
-
-
 SLEEP = Case(kind="sleep", options={"side": 128, "seconds": 0.032}, block=32, blocks=20)
 LARGE = Case(kind="sleep", options={"side": 362, "seconds": 0.064}, block=32, blocks=10)
 REAL = Case(kind="real", options={"size": 64}, block=64, blocks=60)
@@ -134,7 +48,8 @@ class Plan:
     """Seconds of a block, by four actors."""
     repeats: int
     repeats_real: int
-    """Processor time varies from minute to minute where sleep does not."""
+    most_real: int
+    """Runs until so many were undisturbed: processor time varies from minute to minute where sleep does not."""
     blocks_per_s: int
     """Of all actors together, for `overhead`."""
     overhead_blocks: int
@@ -150,7 +65,8 @@ FULL = Plan(
     overhead=(1, 8, 32, 64),
     rates=(0.5, 0.125, 0.03),
     repeats=3,
-    repeats_real=7,
+    repeats_real=5,
+    most_real=12,
     blocks_per_s=4,
     overhead_blocks=96,
     limits=(64, 1024, 4096),
@@ -164,6 +80,7 @@ QUICK = Plan(
     rates=(0.06,),
     repeats=1,
     repeats_real=0,
+    most_real=0,
     blocks_per_s=4,
     overhead_blocks=0,
     limits=(64,),
@@ -171,72 +88,10 @@ QUICK = Plan(
 )
 
 
-@dataclass(slots=True)
-class Row:
-    """All repetitions of one number of actors."""
-
-    case: Case
-    alone_s: list[float] = field(default_factory=list)
-    """A sample's by the solver alone, right before and after each run."""
-    runs: list[OnlineRun] = field(default_factory=list)
-
-    @property
-    def alone(self) -> Measured:
-        return Measured(tuple(self.alone_s))
-
-    @property
-    def streaming(self) -> Measured:
-        return Measured(tuple(run.streaming for run in self.runs))
-
-    @property
-    def ideal(self) -> Measured:
-        return Measured(tuple(seconds * self.case.samples / self.case.actors for seconds in self.alone_s))
-
-    @property
-    def efficiency(self) -> float:
-        """Median over the runs, each against what surrounds it: the machine's speed changes from minute to minute."""
-        return statistics.median(ideal / streaming for ideal, streaming in self._pairs)
-
-    @property
-    def lost_ms(self) -> float:
-        """Of one actor's time, for each of its samples; median over the runs."""
-        lost = statistics.median(streaming - ideal for ideal, streaming in self._pairs)
-        return 1e3 * lost / (self.case.samples / self.case.actors)
-
-    @property
-    def _pairs(self) -> list[tuple[float, float]]:
-        return list(zip(self.ideal.values, self.streaming.values, strict=True))
-
-    def processor_ms(self, role: str) -> float:
-        """A block, median of the repetitions."""
-        blocks = self.case.samples / self.case.block
-        return 1e3 * statistics.median(run.processor.get(role, 0.0) for run in self.runs) / blocks
-
-    @property
-    def disturbance(self) -> float:
-        """Share of the processors that was somebody else's."""
-        return max(run.processor["others"] / (cores() * run.streaming) for run in self.runs)
-
-
-def measure(case: Case, actors: Sequence[int], repeats: int) -> list[Row]:
-    """Runs in turn, every second round backwards, each between two of the solver alone."""
-    rows = {count: Row(replace(case, actors=count)) for count in actors}
-    with tempfile.TemporaryDirectory(prefix="forebay-scaling-") as temporary:
-        folder = Path(temporary)
-        before = case.alone(folder)
-        for turn in range(repeats):
-            for count in actors if turn % 2 == 0 else reversed(actors):
-                rows[count].runs.append(rows[count].case.online(folder))
-                after = case.alone(folder)
-                rows[count].alone_s.append((before + after) / 2)
-                before = after
-    return list(rows.values())
-
-
 def tell_rows(report: Report, title: str, rows: Sequence[Row]) -> None:
     columns = (
         "actors", "samples", "s a block", "ideal s", "streaming s", "efficiency", "ms lost a sample", "solver idle",
-        "tail s", "others",
+        "tail s", "others", "runs", "disturbed", "efficiency of all",
     )  # fmt: skip
     cells = [
         (
@@ -250,6 +105,9 @@ def tell_rows(report: Report, title: str, rows: Sequence[Row]) -> None:
             f"{100 * row.runs[0].solver_idle / row.streaming.median:.1f} %",
             number(statistics.median(run.tail for run in row.runs)),
             f"{100 * row.disturbance:.0f} %",
+            len(row.taken),
+            len(row.taken) - len(row.undisturbed),
+            f"{100 * row.efficiency_of_all:.1f} %",
         )
         for row in rows
     ]
@@ -322,7 +180,7 @@ def judge(report: Report, plan: Plan, options: argparse.Namespace) -> int:
         tell_rows(report, "sleep: blocks of 16 MiB", large)
         judged += large
     if plan.real:
-        real = measure(REAL, plan.real, plan.repeats_real)
+        real = measure(REAL, plan.real, plan.repeats_real, plan.most_real)
         tell_rows(report, f"real: Darcy 64 x 64 on {cores()} cores, of which the learner has one", real)
         judged += [row for row in real if row.case.actors < cores()]
     fitting = available_actors()

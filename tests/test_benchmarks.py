@@ -280,18 +280,55 @@ def test_every_writer_and_reader_is_measured_on_equal_fields(benchmark, report, 
 # -- many solver actors ------------------------------------------------------------------------------------------------
 
 
-def test_efficiency_is_what_one_solver_needs_shared_out_over_the_streaming_time(benchmark):
-    module, online = benchmark("scaling"), benchmark("online_run")
+def between(benchmark, streaming: float, alone: tuple[float, float], others: tuple[float, float, float]):
+    module, online = benchmark("scaling_rows"), benchmark("online_run")
     times = dict.fromkeys((field.name for field in fields(online.OnlineRun)), 0.0)
-    spent = {"driver": 0.4, "Ray": 0.2, "others": 1.0}
-    runs = [online.OnlineRun(**times | {"streaming": seconds, "processor": spent}) for seconds in (10.0, 12.5, 14.0)]
+    spent = {"driver": 0.4, "Ray": 0.2, "others": others[1] * streaming * module.cores()}
+    run = online.OnlineRun(**times | {"streaming": streaming, "processor": spent})
+    return module.Between(run, module.Alone(alone[0], others[0]), module.Alone(alone[1], others[2]))
+
+
+def test_efficiency_is_what_one_solver_needs_shared_out_over_the_streaming_time(benchmark):
+    module = benchmark("scaling")
     case = replace(module.SLEEP, block=10, blocks=20, actors=4)
-    row = module.Row(case, [0.05, 0.05, 0.04], runs)  # alone 10, 10 and 8 s
+    quiet = (0.01, 0.05, 0.02)
+    taken = [
+        between(benchmark, 10.0, (0.05, 0.05), quiet),  # alone 10 s
+        between(benchmark, 12.5, (0.06, 0.04), quiet),  # 10 s
+        between(benchmark, 14.0, (0.04, 0.04), quiet),  # 8 s
+    ]
+    row = module.Row(case, taken)
     assert row.ideal.median == pytest.approx(0.05 * 200)
-    assert row.efficiency == pytest.approx(10 / 12.5)
+    assert row.efficiency == row.efficiency_of_all == pytest.approx(10 / 12.5)
     assert row.lost_ms == pytest.approx(12.5)
     assert row.processor_ms("driver") == pytest.approx(5.0)
-    assert row.disturbance == pytest.approx(0.1 / module.cores())
+    assert row.disturbance == pytest.approx(0.05)
+
+
+def test_disturbed_runs_count_only_where_others_are_missing(benchmark):
+    module = benchmark("scaling")
+    case = replace(module.SLEEP, block=10, blocks=20, actors=4)
+    noisy = [(0.2, 0.0, 0.0), (0.0, 0.2, 0.0), (0.0, 0.0, 0.2)]
+    disturbed = [between(benchmark, 20.0, (0.05, 0.05), others) for others in noisy]
+    row = module.Row(case, [*disturbed, between(benchmark, 10.0, (0.05, 0.05), (0.0, 0.0, 0.0))])
+    assert (row.efficiency, len(row.undisturbed), row.disturbance) == (pytest.approx(0.5), 1, 0.2)
+    row.taken.extend(between(benchmark, 10.0, (0.05, 0.05), (0.0, 0.0, 0.0)) for _ in range(2))
+    assert (row.efficiency, row.efficiency_of_all) == (pytest.approx(1.0), pytest.approx(0.75))
+
+
+def test_a_run_is_repeated_until_enough_were_undisturbed(benchmark, monkeypatch):
+    module = benchmark("scaling_rows")
+    quiet = iter([True, False, True, True, False, True])
+    monkeypatch.setattr(module.Case, "alone", lambda case, folder: module.Alone(0.05, 0.0))
+    monkeypatch.setattr(
+        module.Case,
+        "online",
+        lambda case, folder: between(benchmark, 10.0, (0.05, 0.05), (0.0, 0.0 if next(quiet) else 0.3, 0.0)).run,
+    )
+    (row,) = module.measure(benchmark("scaling").SLEEP, (2,), 3, 5)
+    assert (len(row.taken), len(row.undisturbed)) == (4, 3)
+    (row,) = module.measure(benchmark("scaling").SLEEP, (2,), 2)
+    assert (len(row.taken), len(row.undisturbed)) == (2, 1)
 
 
 def test_the_model_names_what_breaks_first(benchmark, report):
@@ -342,3 +379,23 @@ def test_a_run_of_sleeping_actors_is_measured(benchmark):
     (row,) = module.measure(case, (2,), 1)
     assert 0.02 < row.alone.median < 0.1
     assert 0.1 < row.efficiency < 1.2
+
+
+# -- batched_gpu -------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_its_columns_are_empty_and_a_core_is_measured(benchmark, report):
+    module = benchmark("batched_gpu")
+    assert module.measured(report, None, module.Case((16, 16), 3), 1) == {}
+    found = rows(report)
+    for name in ("ours", "torch", "sparse CG"):
+        assert found[name][:4] == [""] * 4
+        assert float(found[name][5].replace(",", "")) > 0
+    assert float(found["sparse CG"][6]) > 2 * float(found["ours"][6])
+
+
+def test_what_is_not_certified_is_not_timed(benchmark):
+    module = benchmark("batched_gpu")
+    stencil, rhs = module.problem(module.Case((16, 16), 2), "cpu")
+    with pytest.raises(RuntimeError, match="not certified"):
+        module.sparse_cg(np, "scipy", stencil, rhs, 1, rtol=1e-3)
