@@ -10,7 +10,7 @@ import pytest
 from running import ENVIRONMENT, forebay, write_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-KILLS = ["solver", "node", "learner", "driver", "writer", "solver", "driver", "learner"]
+KILLS = ["solver", "node", "learner", "driver", "writer", "solver", "writer", "learner"]
 
 
 @pytest.fixture

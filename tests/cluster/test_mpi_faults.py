@@ -103,7 +103,7 @@ def test_ranks_are_started_anew_before_mpi_runs_out_of_communicators(monkeypatch
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("segfault", r"was killed by signal 11 \(Segmentation fault\)(.|\n)*Fatal Python error: (\[1\] )?Segmentation"),
+        ("segfault", r"was killed by signal 11 \(Segmentation fault\)(.|\n)*Fatal Python error: (.|\n)*Segmentation"),
         ("exit", "left with exit status 3 and without an answer"),
         ("silent exit", "left with exit status 0 and without an answer"),
         ("abort", "called MPI_Abort with 7"),
