@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -145,6 +146,7 @@ def main() -> None:
         result = stream(team, folder, chunks[rank], save_around=task == "saved")
     (folder / f"{task}-{rank}.json").write_text(json.dumps(result))
     team.close()
+    os._exit(0)  # gloo's threads, still there after the group is destroyed, now and then abort a process that ends
 
 
 if __name__ == "__main__":
