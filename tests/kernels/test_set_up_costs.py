@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 
 import pytest
 import torch
@@ -67,9 +68,10 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_the_network_takes_longer_to_set_up(monkeypatch, dimension):
     monkeypatch.setattr(set_up_costs, "_SHAPES", {2: (2, 32, 32), 3: (2, 10, 10, 10)})
-    costs = measured("torch", CPU, dimension)
-    # A busy machine may slow either by half while it is timed.
-    assert 0 < costs.classical < 2 * costs.learned < math.inf
+    costs = [measured("torch", CPU, dimension) for _ in range(5)]
+    assert all(0 < cost.classical < math.inf for cost in costs)
+    # At this size a tenth apart, which a busy machine hides now and then.
+    assert 1 < statistics.median(cost.learned / cost.classical for cost in costs) < math.inf
 
 
 @pytest.fixture
