@@ -6,6 +6,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from forebay.kernels.amg.hierarchy import Hierarchy
+from forebay.kernels.amg.numbers import FEATURES
 from forebay.kernels.amg.symbolic import Symbolic, make_symbolic
 from forebay.kernels.amg.weights import HIDDEN, AmgWeights
 from forebay.learners.amg_meshes import DiffusionMesh, grid_mesh, p1_mesh
@@ -25,7 +26,7 @@ def meshes() -> dict[str, DiffusionMesh]:
 def random_weights(seed: int, size: float = 2.0) -> AmgWeights:
     """Weights that nobody has trained."""
     rng = np.random.default_rng(seed)
-    arrays = (size * rng.standard_normal(shape) for shape in ((HIDDEN, 6), (2, HIDDEN + 1)))
+    arrays = (size * rng.standard_normal(shape) for shape in ((HIDDEN, FEATURES + 1), (2, HIDDEN + 1)))
     return AmgWeights(*(array.astype(np.float32) for array in arrays))
 
 

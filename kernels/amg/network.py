@@ -18,7 +18,7 @@ from forebay.kernels.amg.weights import CLASSICAL, HIDDEN, AmgWeights
 
 
 class AmgNetwork(nn.Module):
-    """Features (n, 5) to ω in (0, 4) and s in (0, 2), each (n,); 66 parameters with 8 hidden units.
+    """Features (n, 8) to ω in (0, 4) and s in (0, 2), each (n,); 90 parameters with 8 hidden units.
 
     Starts as the classical cycle.  Without hidden units, two tuned scalars.
     """
@@ -60,6 +60,10 @@ class TensorPlan:
     columns: Tensor
     diagonal: Tensor
     strong: Tensor
+    within: Tensor
+    """Whether an entry couples to the row's own aggregate."""
+    reach: Tensor
+    """2 / number of blocks in the row of P, 0 without any; (n,)."""
     lumped: Tensor
     """Whether an entry is added to the filtered diagonal."""
     source: Tensor
@@ -93,6 +97,8 @@ class TensorPlan:
             columns=_tensor(columns),
             diagonal=_tensor(plan.diagonal),
             strong=torch.from_numpy(plan.strong == 1),
+            within=torch.from_numpy(plan.place == plan.place[plan.diagonal][rows]),
+            reach=torch.from_numpy(_reach(plan)),
             lumped=torch.from_numpy((source == rows) & (rows != columns)),
             source=_tensor(source),
             place=_tensor(starts[rows] + plan.place),
@@ -158,7 +164,7 @@ def multiply(plan: TensorPlan, values: Tensor, x: Tensor) -> Tensor:
 
 
 def features(plan: TensorPlan, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (n, 5), l and the same sum over the filtered matrix."""
+    """Features (n, 8), l and the same sum over the filtered matrix."""
     n, size = plan.plan.unknowns, values.abs()
     off = (plan.rows != plan.columns).to(values.dtype)
     l1, diagonal = _sum(n, plan.rows, size), values[plan.diagonal]
@@ -170,6 +176,9 @@ def features(plan: TensorPlan, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         4 * _sum(n, plan.rows, off * size**2) / l1**2,
         linked / l1,
         2 * largest / l1,
+        torch.full_like(l1, float(plan.plan.depth > 0)),
+        2 * _sum(n, plan.rows, size * plan.strong * plan.within) / l1,
+        plan.reach,
     )
     filtered = linked + (diagonal + _sum(n, plan.rows, values * plan.lumped)).abs()
     return torch.stack(columns, 1), l1, filtered
@@ -203,6 +212,11 @@ def _tensor(numbers: np.ndarray) -> Tensor:
 
 def _lengths(indptr: np.ndarray) -> np.ndarray:
     return indptr[1:].astype(np.int64) - indptr[:-1].astype(np.int64)
+
+
+def _reach(plan: LevelPlan) -> np.ndarray:
+    blocks = _lengths(plan.prolong_indptr)
+    return np.divide(2.0, blocks, out=np.zeros(len(blocks)), where=blocks > 0)
 
 
 def _rows(indptr: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 With l_i = Σ_j |a_ij|, q_ij = |a_ij| / l_i for j ≠ i, and A_F the filtered matrix, weak couplings on its diagonal:
 
-    features   x = (2 a_ii / l_i - 1,  Σ_j a_ij / l_i,  4 Σ_j q_ij²,  Σ_{strong j} q_ij,  2 max_j q_ij)
+    features   x = (2 a_ii / l_i - 1,  Σ_j a_ij / l_i,  4 Σ_j q_ij²,  Σ_{strong j} q_ij,  2 max_j q_ij,
+                    0 on the finest level and 1 on the others,  2 Σ_{strong j of i's aggregate} q_ij,
+                    2 / number of blocks of P_i)
     network    h = W₁ x + b₁,   o = W₂ φ(h) + b₂,   φ(t) = t / (1 + |t|)
     weights    ω_i = 2 + 2 φ(o₁) in (0, 4),   s_i = 1 + φ(o₂) in (0, 2)
     smoother   m_i = s_i / l_i
@@ -24,8 +26,8 @@ from forebay.kernels.amg.plans import LevelPlan
 
 compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
-FEATURES = 5
-_OWN = 2
+FEATURES = 8
+LEVEL_FEATURE = 5
 
 
 @compiled
@@ -44,7 +46,7 @@ def set_up_level(
     Args:
         plan: of the level.
         values: entries of the matrix (nnz,), read only.
-        hidden: W₁ and, as the last column, b₁, shape (H, 6).
+        hidden: W₁ and, as the last column, b₁, shape (H, 9).
         output: W₂ and b₂, shape (2, H + 1).
         smoother: m, written, (n,).
         prolong: blocks of P, written, (blocks, k).
@@ -93,7 +95,7 @@ def smooth_and_prolong(
 def _features(plan: LevelPlan, values: np.ndarray, i: int, x: np.ndarray) -> tuple[float, float]:
     """Write the features of row i; returns l_i and the same sum of the filtered matrix."""
     zero = values.dtype.type(0)
-    l1, total, squares, linked, largest, diagonal, filtered = zero, zero, zero, zero, zero, zero, zero
+    l1, total, squares, linked, within, largest, diagonal, filtered = zero, zero, zero, zero, zero, zero, zero, zero
     centre = plan.diagonal[i]
     for t in range(plan.indptr[i], plan.indptr[i + 1]):
         a = values[t]
@@ -107,6 +109,7 @@ def _features(plan: LevelPlan, values: np.ndarray, i: int, x: np.ndarray) -> tup
         largest = max(largest, size)
         kind = plan.strong[t]
         linked += size if kind == 1 else zero
+        within += size if kind == 1 and plan.place[t] == plan.place[centre] else zero
         filtered += size if kind > 0 else zero
         diagonal += a if kind == 0 and plan.source[t] == i else zero
     x[0] = 2 * values[centre] / l1 - 1
@@ -114,6 +117,10 @@ def _features(plan: LevelPlan, values: np.ndarray, i: int, x: np.ndarray) -> tup
     x[2] = 4 * squares / (l1 * l1)
     x[3] = linked / l1
     x[4] = 2 * largest / l1
+    x[LEVEL_FEATURE] = 1 if plan.depth > 0 else 0
+    x[6] = 2 * within / l1
+    blocks = plan.prolong_indptr[i + 1] - plan.prolong_indptr[i]
+    x[7] = 2 / blocks if blocks > 0 else zero
     return l1, filtered + abs(diagonal)
 
 

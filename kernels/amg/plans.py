@@ -54,6 +54,8 @@ class LevelPlan(NamedTuple):
     """Block of the block row of A_c for every (block of P, block of A P in the same row)."""
     coarse_indptr: np.ndarray
     coarse_indices: np.ndarray
+    depth: int
+    """Of the fine level, 0 for the finest."""
 
     @property
     def unknowns(self) -> int:
@@ -77,7 +79,13 @@ class LevelPlan(NamedTuple):
 
 
 def make_plan(
-    matrix: csr_array, strong: np.ndarray, aggregates: np.ndarray, count: int, tentative: np.ndarray, block: int
+    matrix: csr_array,
+    strong: np.ndarray,
+    aggregates: np.ndarray,
+    count: int,
+    tentative: np.ndarray,
+    block: int,
+    depth: int,
 ) -> LevelPlan:
     """Plan of a level.
 
@@ -88,6 +96,7 @@ def make_plan(
         count: number of aggregates.
         tentative: T, (n, k).
         block: unknowns a node.
+        depth: of the level, 0 for the finest.
     """
     indptr, indices = matrix.indptr, matrix.indices
     n, width = tentative.shape
@@ -127,6 +136,7 @@ def make_plan(
         galerkin=_index(second) if width == 1 else _narrow(second),
         coarse_indptr=_index(coarse_indptr),
         coarse_indices=_index(coarse_indices),
+        depth=depth,
     )
 
 

@@ -87,7 +87,8 @@ def make_symbolic(
         if count == 0 or count * width > LEAST_COARSENING * matrix.shape[0]:
             break
         values, near_null = tentative(aggregates, count, near_null, block)
-        plan = make_plan(matrix, _strong_entries(matrix, graph, strong, block), aggregates, count, values, block)
+        entries = _strong_entries(matrix, graph, strong, block)
+        plan = make_plan(matrix, entries, aggregates, count, values, block, len(plans))
         plans.append(plan)
         matrix, block = _coarse_matrix(plan, matrix.data), width
     return Symbolic(tuple(plans), matrix.indptr, matrix.indices, indptr, indices)

@@ -1,4 +1,4 @@
-"""The 66 numbers of learned smoothed aggregation as plain arrays (no torch here); `numbers` has the formula."""
+"""The 90 numbers of learned smoothed aggregation as plain arrays (no torch here); `numbers` has the formula."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 from forebay.kernels import weight_file
-from forebay.kernels.amg.numbers import FEATURES
+from forebay.kernels.amg.numbers import FEATURES, LEVEL_FEATURE
 from forebay.kernels.weight_file import WeightsError
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the formula changes."""
 HIDDEN = 8
 """Hidden units of the shipped weights."""
@@ -28,7 +28,7 @@ class AmgWeights:
     """Float32 arrays of the network, H hidden units."""
 
     hidden: np.ndarray
-    """[H, 6]: W₁, and b₁ as the last column."""
+    """[H, 9]: W₁, and b₁ as the last column."""
     output: np.ndarray
     """[2, H + 1]: W₂, and b₂ as the last column."""
     version: int = 0
@@ -66,6 +66,18 @@ class AmgWeights:
             )
         raw = [value / (1 - abs(value)) for value in (omega / 2 - 1, damping - 1)]
         return cls(np.zeros((0, FEATURES + 1), dtype=np.float32), np.array(raw, dtype=np.float32)[:, None])
+
+    @classmethod
+    def by_level(cls, finest: tuple[float, float], others: tuple[float, float]) -> AmgWeights:
+        """One pair (ω, s) on the finest level and another one on the others, by a hidden unit that knows the level.
+
+        Raises:
+            WeightsError: as of `constant`.
+        """
+        bias, coarse = (cls.constant(*pair).output for pair in (finest, others))
+        hidden = np.zeros((1, FEATURES + 1), dtype=np.float32)
+        hidden[0, LEVEL_FEATURE] = 1.0  # φ(1) = 1/2
+        return cls(hidden, np.hstack([2 * (coarse - bias), bias]))
 
     @cached_property
     def digest(self) -> str:

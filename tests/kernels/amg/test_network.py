@@ -5,14 +5,16 @@ import torch
 
 from forebay.kernels.amg import CLASSICAL, AmgSolver
 from forebay.kernels.amg.network import AmgNetwork, TensorCycle, TensorPlan, features
+from forebay.kernels.amg.numbers import FEATURES, LEVEL_FEATURE
+from forebay.learners.amg_meshes import grid_mesh
 
 
 def test_a_new_network_is_the_classical_cycle():
     network = AmgNetwork(generator=torch.Generator().manual_seed(7))
-    omega, damping = network(torch.randn(9, 5, generator=torch.Generator().manual_seed(11), dtype=torch.float64))
+    omega, damping = network(torch.randn(9, FEATURES, generator=torch.Generator().manual_seed(11), dtype=torch.float64))
     for values in (omega, damping):
         np.testing.assert_allclose(values.detach(), 4 / 3, rtol=1e-6)
-    assert sum(p.numel() for p in network.parameters()) == 66
+    assert sum(p.numel() for p in network.parameters()) == 90
 
 
 @pytest.mark.parametrize("name", ["triangles", "7-point"])
@@ -40,11 +42,32 @@ def test_features_have_no_scale_and_no_order():
     second, *_ = features(plan, torch.from_numpy(1e6 * matrix.data))
     torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
     assert float(first.abs().max()) <= 4.0
-    assert float(first.std(0).min()) > 0.01, "a feature that says nothing"
+    assert float(first[:, np.arange(FEATURES) != LEVEL_FEATURE].std(0).min()) > 0.01, "a feature that says nothing"
+
+
+def test_features_tell_the_finest_level_from_the_others():
+    symbolic = amg_cases.symbolic_of(grid_mesh(30, 2).reference)
+    assert len(symbolic.levels) > 1
+    for number, level in enumerate(symbolic.levels):
+        found, *_ = features(TensorPlan.of(level), torch.ones(len(level.indices), dtype=torch.float64))
+        assert set(found[:, LEVEL_FEATURE].tolist()) == {float(number > 0)}
+
+
+def test_a_feature_tells_how_much_of_a_row_couples_within_its_aggregate():
+    plan = amg_cases.symbolic_of(amg_cases.meshes()["triangles"].reference).levels[0]
+    values = np.random.default_rng(7).uniform(-2.0, -1.0, len(plan.indices))
+    found, l1, _ = features(TensorPlan.of(plan), torch.from_numpy(values))
+    for i in range(0, plan.unknowns, 17):
+        entries = np.arange(plan.indptr[i], plan.indptr[i + 1])
+        own = plan.aggregate[plan.indices[entries]] == plan.aggregate[i]
+        linked = entries[own & (plan.strong[entries] == 1)]
+        assert float(found[i, 6]) == pytest.approx(2 * np.abs(values[linked]).sum() / float(l1[i]))
+        reached = set(plan.aggregate[plan.source[entries]].tolist())
+        assert float(found[i, 7]) == pytest.approx(2 / len(reached))
 
 
 def test_gradients_reach_every_parameter_and_are_those_of_finite_differences():
-    mesh = amg_cases.meshes()["5-point"]
+    mesh = grid_mesh(30, 2)
     symbolic = amg_cases.symbolic_of(mesh.reference)
     plans = [TensorPlan.of(plan) for plan in symbolic.levels]
     network = AmgNetwork.restore(amg_cases.random_weights(7, 0.5))

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from forebay.kernels.amg import CLASSICAL, AmgWeights
+from forebay.kernels.amg import CLASSICAL, AmgSolver, AmgWeights
+from forebay.kernels.amg.numbers import FEATURES, smooth_and_prolong
 from forebay.kernels.weight_file import WeightsError
+from forebay.learners.amg_meshes import grid_mesh
 
 
 def test_weights_come_back_bit_by_bit_with_version_and_digest(tmp_path):
@@ -18,9 +20,9 @@ def test_weights_come_back_bit_by_bit_with_version_and_digest(tmp_path):
     assert back.digest != amg_cases.random_weights(11).digest
 
 
-def test_the_shipped_weights_are_there_and_have_66_numbers():
+def test_the_shipped_weights_are_there_and_have_90_numbers():
     weights = AmgWeights.shipped()
-    assert weights.hidden.size + weights.output.size == 66
+    assert weights.hidden.size + weights.output.size == 90
 
 
 def test_weights_of_another_kind_format_or_digest_are_refused(tmp_path):
@@ -31,13 +33,13 @@ def test_weights_of_another_kind_format_or_digest_are_refused(tmp_path):
     (tmp_path / "damaged").write_bytes(content)
     (tmp_path / "short").write_bytes(content[:40])
     arrays = {"hidden": weights.hidden, "output": weights.output}
-    save_file(arrays, tmp_path / "other", metadata={"kind": "grid", "format": "1", "digest": "x"})
-    save_file(arrays, tmp_path / "old", metadata={"kind": "amg", "format": "0", "digest": "x"})
+    save_file(arrays, tmp_path / "other", metadata={"kind": "grid", "format": "2", "digest": "x"})
+    save_file(arrays, tmp_path / "old", metadata={"kind": "amg", "format": "1", "digest": "x"})
     for name, match in {
         "damaged": "do not match its digest",
         "short": "no safetensors file, or damaged",
         "other": "weights of kind 'grid', not 'amg'",
-        "old": "weights of format 0, this version reads 1",
+        "old": "weights of format 1, this version reads 2",
     }.items():
         with pytest.raises(WeightsError, match=match):
             AmgWeights.load(tmp_path / name)
@@ -60,4 +62,19 @@ def test_constants_beyond_their_range_are_refused(omega, damping):
 
 
 def test_the_classical_cycle_has_no_hidden_units():
-    assert CLASSICAL.hidden.shape == (0, 6)
+    assert CLASSICAL.hidden.shape == (0, FEATURES + 1)
+
+
+def test_constants_may_differ_between_the_finest_level_and_the_others():
+    pairs = ((1.2, 1.8), (1.6, 1.9))
+    matrix = grid_mesh(30, 2).reference
+    solver = AmgSolver(matrix.indptr, matrix.indices, matrix.data, weights=AmgWeights.by_level(*pairs), guard=False)
+    values = matrix.data
+    for level, pair in zip(solver.hierarchy.levels, pairs, strict=True):
+        expected = AmgWeights.constant(*pair)
+        smoother, prolong = np.empty_like(level.smoother_exact), np.empty_like(level.prolong_exact)
+        arrays = (array.astype(np.float64) for array in (expected.hidden, expected.output))
+        smooth_and_prolong(level.plan, values, *arrays, smoother, prolong)
+        np.testing.assert_allclose(level.smoother_exact, smoother, rtol=1e-6)
+        np.testing.assert_allclose(level.prolong_exact, prolong, atol=1e-6)
+        values = level.coarse
