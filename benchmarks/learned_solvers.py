@@ -18,12 +18,15 @@ TUNED = (1.2, 1.7)
 """ω and s; `--tune` finds them."""
 LARGER = (1.4, 1.8)
 """The best of six pairs tried by hand on larger meshes than those of training."""
+BY_LEVEL = ((1.2, 1.8), (1.8, 1.9))
+"""ω and s on the finest level and on the others, the best of twenty tried by hand on larger meshes."""
 RTOL, MOST = 1e-8, 2000
 BUDGET = 0.05
 CONTENDERS: Mapping[str, tuple[AmgWeights, int]] = {
     "classical": (CLASSICAL, 1),
     "tuned": (AmgWeights.constant(*TUNED), 1),
     "tuned, larger": (AmgWeights.constant(*LARGER), 1),
+    "by level": (AmgWeights.by_level(*BY_LEVEL), 1),
     "learned": (AmgWeights.shipped(), 1),
     "V(2,2)": (CLASSICAL, 2),
 }

@@ -18,7 +18,7 @@ from forebay.kernels.amg.weights import CLASSICAL, HIDDEN, AmgWeights
 
 
 class AmgNetwork(nn.Module):
-    """Features (n, 8) to ω in (0, 4) and s in (0, 2), each (n,); 90 parameters with 8 hidden units.
+    """Features (n, 9) to ω in (0, 4) and s in (0, 2), each (n,); 98 parameters with 8 hidden units.
 
     Starts as the classical cycle.  Without hidden units, two tuned scalars.
     """
@@ -164,7 +164,7 @@ def multiply(plan: TensorPlan, values: Tensor, x: Tensor) -> Tensor:
 
 
 def features(plan: TensorPlan, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (n, 8), l and the same sum over the filtered matrix."""
+    """Features (n, 9), l and the same sum over the filtered matrix."""
     n, size = plan.plan.unknowns, values.abs()
     off = (plan.rows != plan.columns).to(values.dtype)
     l1, diagonal = _sum(n, plan.rows, size), values[plan.diagonal]
@@ -179,6 +179,7 @@ def features(plan: TensorPlan, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.full_like(l1, float(plan.plan.depth > 0)),
         2 * _sum(n, plan.rows, size * plan.strong * plan.within) / l1,
         plan.reach,
+        4 * _sum(n, plan.rows, off * size**2 / l1[plan.columns]) / l1,
     )
     filtered = linked + (diagonal + _sum(n, plan.rows, values * plan.lumped)).abs()
     return torch.stack(columns, 1), l1, filtered

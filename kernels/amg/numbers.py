@@ -4,7 +4,7 @@ With l_i = Σ_j |a_ij|, q_ij = |a_ij| / l_i for j ≠ i, and A_F the filtered ma
 
     features   x = (2 a_ii / l_i - 1,  Σ_j a_ij / l_i,  4 Σ_j q_ij²,  Σ_{strong j} q_ij,  2 max_j q_ij,
                     0 on the finest level and 1 on the others,  2 Σ_{strong j of i's aggregate} q_ij,
-                    2 / number of blocks of P_i)
+                    2 / number of blocks of P_i,  4 Σ_{j ≠ i} a_ij² / (l_i l_j))
     network    h = W₁ x + b₁,   o = W₂ φ(h) + b₂,   φ(t) = t / (1 + |t|)
     weights    ω_i = 2 + 2 φ(o₁) in (0, 4),   s_i = 1 + φ(o₂) in (0, 2)
     smoother   m_i = s_i / l_i
@@ -26,7 +26,7 @@ from forebay.kernels.amg.plans import LevelPlan
 
 compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
-FEATURES = 8
+FEATURES = 9
 LEVEL_FEATURE = 5
 
 
@@ -46,14 +46,14 @@ def set_up_level(
     Args:
         plan: of the level.
         values: entries of the matrix (nnz,), read only.
-        hidden: W₁ and, as the last column, b₁, shape (H, 9).
+        hidden: W₁ and, as the last column, b₁, shape (H, 10).
         output: W₂ and b₂, shape (2, H + 1).
         smoother: m, written, (n,).
         prolong: blocks of P, written, (blocks, k).
         coarse: entries of A_c, written.
-        work: at least max(k plan.width) numbers.
+        work: at least max(k plan.width) and n numbers.
     """
-    smooth_and_prolong(plan, values, hidden, output, smoother, prolong)
+    smooth_and_prolong(plan, values, hidden, output, smoother, prolong, work)
     if plan.tentative.shape[1] == 1:
         _galerkin(plan, values, prolong.ravel(), coarse, work)
     else:
@@ -69,14 +69,16 @@ def smooth_and_prolong(
     output: np.ndarray,
     smoother: np.ndarray,
     prolong: np.ndarray,
+    work: np.ndarray,
 ) -> None:
     """The part of `set_up_level` before the Galerkin product."""
     indptr, tentative, width = plan.indptr, plan.tentative, plan.tentative.shape[1]
     x = np.empty(FEATURES, values.dtype)
     prolong[:] = 0.0
+    _row_sums(indptr, values, work)
     for i in range(len(indptr) - 1):
-        start, end = indptr[i], indptr[i + 1]
-        l1, filtered = _features(plan, values, i, x)
+        start, end, l1 = indptr[i], indptr[i + 1], work[i]
+        filtered = _features(plan, values, work, i, x)
         omega, damping = _weights(x, hidden, output)
         at = plan.prolong_indptr[i]
         # A row without couplings is solved by its smoother, whatever the weights say.
@@ -92,20 +94,30 @@ def smooth_and_prolong(
 
 
 @compiled
-def _features(plan: LevelPlan, values: np.ndarray, i: int, x: np.ndarray) -> tuple[float, float]:
-    """Write the features of row i; returns l_i and the same sum of the filtered matrix."""
+def _row_sums(indptr: np.ndarray, values: np.ndarray, sums: np.ndarray) -> None:
+    """Write l of every row."""
+    for i in range(len(indptr) - 1):
+        total = values.dtype.type(0)
+        for t in range(indptr[i], indptr[i + 1]):
+            total += abs(values[t])
+        sums[i] = total
+
+
+@compiled
+def _features(plan: LevelPlan, values: np.ndarray, sums: np.ndarray, i: int, x: np.ndarray) -> float:
+    """Write the features of row i, with l of all rows in `sums`; returns Σ_j |a^F_ij|."""
     zero = values.dtype.type(0)
-    l1, total, squares, linked, within, largest, diagonal, filtered = zero, zero, zero, zero, zero, zero, zero, zero
-    centre = plan.diagonal[i]
+    total, squares, mutual, linked, within, largest, diagonal, filtered = zero, zero, zero, zero, zero, zero, zero, zero
+    centre, l1 = plan.diagonal[i], sums[i]
     for t in range(plan.indptr[i], plan.indptr[i + 1]):
         a = values[t]
         size = abs(a)
-        l1 += size
         total += a
         if t == centre:
             diagonal += a
             continue
         squares += size * size
+        mutual += size * size / sums[plan.indices[t]]
         largest = max(largest, size)
         kind = plan.strong[t]
         linked += size if kind == 1 else zero
@@ -121,7 +133,8 @@ def _features(plan: LevelPlan, values: np.ndarray, i: int, x: np.ndarray) -> tup
     x[6] = 2 * within / l1
     blocks = plan.prolong_indptr[i + 1] - plan.prolong_indptr[i]
     x[7] = 2 / blocks if blocks > 0 else zero
-    return l1, filtered + abs(diagonal)
+    x[8] = 4 * mutual / l1
+    return filtered + abs(diagonal)
 
 
 @compiled

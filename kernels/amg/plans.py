@@ -69,8 +69,8 @@ class LevelPlan(NamedTuple):
 
     @property
     def work_size(self) -> int:
-        """Numbers that the longest row of A P has."""
-        return int(self.width.max()) * self.candidates
+        """Numbers that the longest row of A P has, or one of every unknown."""
+        return max(int(self.width.max()) * self.candidates, self.unknowns)
 
     @property
     def coarse_unknowns(self) -> int:

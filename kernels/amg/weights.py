@@ -1,4 +1,4 @@
-"""The 90 numbers of learned smoothed aggregation as plain arrays (no torch here); `numbers` has the formula."""
+"""The 98 numbers of learned smoothed aggregation as plain arrays (no torch here); `numbers` has the formula."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AmgWeights:
     """Float32 arrays of the network, H hidden units."""
 
     hidden: np.ndarray
-    """[H, 9]: W₁, and b₁ as the last column."""
+    """[H, 10]: W₁, and b₁ as the last column."""
     output: np.ndarray
     """[2, H + 1]: W₂, and b₂ as the last column."""
     version: int = 0

@@ -14,7 +14,7 @@ def test_a_new_network_is_the_classical_cycle():
     omega, damping = network(torch.randn(9, FEATURES, generator=torch.Generator().manual_seed(11), dtype=torch.float64))
     for values in (omega, damping):
         np.testing.assert_allclose(values.detach(), 4 / 3, rtol=1e-6)
-    assert sum(p.numel() for p in network.parameters()) == 90
+    assert sum(p.numel() for p in network.parameters()) == 98
 
 
 @pytest.mark.parametrize("name", ["triangles", "7-point"])
