@@ -75,7 +75,7 @@ class CudaSolver:
 
         `device`: None for the one where the stencil is; `solves` as in `pcg.prepare`.
         """
-        stencil = stencil.to(dtype=torch.float64)
+        stencil = stencil.to(dtype=torch.float64).contiguous()
         scales = 1 / typical_diagonal(stencil)
         costs = None if device else partial(costs_of, "cuda", stencil.device)
         chosen = cycle_of(stencil.scaled(scales), preconditioner, costs=costs, solves=solves)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,6 +52,7 @@ class CudaLauncher:
         self._core = importlib.import_module("cuda.core")
         self._kernels: dict[str, Any] = {}
         self._shared: dict[str, int] = {}
+        self._streams: dict[int, Any] = {}
 
     def launch(
         self,
@@ -73,30 +73,24 @@ class CudaLauncher:
             config = self._core.LaunchConfig(
                 grid=clusters, block=tuple(block), shmem_size=shared_bytes, is_cooperative=cooperative, **options
             )
-            stream = _Stream(torch.cuda.current_stream(self._device).cuda_stream)
             values = [_argument(value, self._device) for value in args]
-            self._core.launch(stream, config, self._kernel(kernel, shared_bytes), *values)
+            self._core.launch(self._stream(), config, self._kernel(kernel, shared_bytes), *values)
+
+    def _stream(self) -> Any:
+        """Torch's current stream as cuda-core's own; it warns of any other at every launch."""
+        handle = torch.cuda.current_stream(self._device).cuda_stream
+        if handle not in self._streams:
+            self._streams[handle] = self._core.Stream.from_handle(handle)
+        return self._streams[handle]
 
     def _kernel(self, name: str, shared_bytes: int) -> Any:
         if name not in self._kernels:
             self._kernels[name] = self._code.get_kernel(name)
-        if shared_bytes > self._shared.get(name, _SHARED_WITHOUT_ASKING):
+        # Unasked a kernel has 48 KiB less what it declares itself, which only the driver knows.
+        if shared_bytes > self._shared.get(name, 0):
             _allow_shared(self._kernels[name], shared_bytes, self._device.index)
             self._shared[name] = shared_bytes
         return self._kernels[name]
-
-
-_SHARED_WITHOUT_ASKING = 48 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """A stream as cuda-core takes it; torch's own class has this method since 2.8 only."""
-
-    handle: int
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
 
 
 def _allow_shared(kernel: Any, shared_bytes: int, index: int) -> None:

@@ -84,6 +84,10 @@ def test_auto_takes_what_fits_the_device(monkeypatch):
         backends.choose("cuda", torch.device("cuda"))
 
 
+class ErrorOfCudaCore(Exception):
+    """Theirs is no RuntimeError either."""
+
+
 class Crowded:
     """Stands for the function that sets a backend up; refuses more than `room` systems with this error."""
 
@@ -103,6 +107,9 @@ class Crowded:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        ErrorOfCudaCore(
+            "CUDA_ERROR_OUT_OF_MEMORY: The API call failed because it was unable to allocate enough memory"
+        ),
     ],
 )
 def test_a_batch_that_does_not_fit_is_solved_in_parts(monkeypatch, error):

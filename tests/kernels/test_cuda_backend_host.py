@@ -211,6 +211,19 @@ def test_systems_of_different_size_in_units_are_solved_alike(host_kernels):
     assert [end.iterations for end in endings] == [end.iterations for end in plain]
 
 
+@pytest.mark.parametrize("way", [BLOCK, LARGE], ids=["block", "large"])
+def test_arrays_may_lie_in_memory_as_they_like(host_kernels, way):
+    generator = torch.Generator().manual_seed(2026)
+    a = torch.rand(2, 13, 11, generator=generator, dtype=torch.float64) + 0.1
+    active = torch.ones(1, 13, 11, dtype=torch.bool)
+    active[:, 3:5, 6:8] = False
+    stencil = diffusion(a.mT, active=active.mT)
+    assert not stencil.faces[0].is_contiguous()
+    rhs = torch.where(stencil.active, torch.randn(2, 11, 13, generator=generator, dtype=torch.float64), 0.0)
+    fields, endings = solve(stencil, rhs.mT.contiguous().mT, way)
+    certified(stencil, fields, rhs, endings)
+
+
 def test_selected_systems_are_solved_as_before(host_kernels):
     stencil, rhs = problem((10, 12), 4)
     solver = CudaSolver.prepare(stencil, "multigrid", device_for((10, 12), BLOCK))

@@ -1,6 +1,7 @@
 """What can be said about launches on a device where there is none."""
 
 import contextlib
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ class FakeCore:
 
     def __init__(self):
         self.launches = []
+        self.Stream = SimpleNamespace(from_handle=lambda handle: ("stream", handle))
 
     def Device(self, index):
         return SimpleNamespace(set_current=lambda: None)
@@ -24,7 +26,7 @@ class FakeCore:
         return options
 
     def launch(self, stream, config, kernel, *args):
-        self.launches.append((stream.__cuda_stream__(), config, kernel, args))
+        self.launches.append((stream, config, kernel, args))
 
 
 @pytest.fixture
@@ -35,6 +37,7 @@ def launcher(monkeypatch):
     monkeypatch.setattr(launch, "_allow_shared", lambda kernel, size, index: asked.append(size))
     made = CudaLauncher.__new__(CudaLauncher)
     made._device, made._core, made._kernels, made._shared = torch.device("cpu"), FakeCore(), {}, {}
+    made._streams = {}
     made._code = SimpleNamespace(get_kernel=str.upper)
     made.asked = asked
     return made
@@ -44,7 +47,7 @@ def test_tensors_go_by_address_on_torchs_stream_and_a_grid_is_counted_in_cluster
     array = torch.zeros(3)
     launcher.launch("solve", (12,), (64,), 1000, [array, None, np.int32(3)], cluster=4)
     ((stream, config, kernel, args),) = launcher._core.launches
-    assert (stream, kernel) == ((0, 77), "SOLVE")
+    assert (stream, kernel) == (("stream", 77), "SOLVE")
     assert config == {
         "grid": (3,), "block": (64,), "shmem_size": 1000, "is_cooperative": False, "cluster": (4, 1, 1)
     }  # fmt: skip
@@ -58,10 +61,22 @@ def test_a_launch_without_clusters_says_nothing_of_them(launcher):
     }  # fmt: skip
 
 
-def test_more_shared_memory_than_usual_is_asked_for_once(launcher):
-    for size in (1000, 48 * 1024, 200_000, 100_000, 200_000, 220_000):
+def test_shared_memory_is_asked_for_once(launcher):
+    for size in (0, 1000, 48 * 1024, 200_000, 100_000, 200_000, 220_000):
         launcher.launch("solve", (1,), (64,), size, [])
-    assert launcher.asked == [200_000, 220_000]
+    assert launcher.asked == [1000, 48 * 1024, 200_000, 220_000]
+
+
+@pytest.mark.parametrize("handle", [0, 77], ids=["default", "other"])
+def test_cuda_core_takes_torchs_stream_without_a_warning(launcher, monkeypatch, handle):
+    core, streams = pytest.importorskip("cuda.core"), pytest.importorskip("cuda.core._stream")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=handle))
+    launcher._core = core
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        taken = streams.Stream_accept(launcher._stream(), True)
+    assert taken.__cuda_stream__() == (0, handle)
+    assert launcher._stream() is taken
 
 
 @pytest.mark.parametrize("wrong", [3, torch.zeros(4, 4).T, np.zeros(3)], ids=["number", "strided", "numpy"])
