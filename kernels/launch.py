@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -118,14 +119,32 @@ def _argument(value: Any, device: torch.device) -> Any:
     return value.data_ptr()
 
 
+_RECORDING = threading.Lock()
+"""Torch's allocator and the side stream take one recording at a time."""
+
+
 def recorded(device: torch.device, work: Callable[[], None]) -> Callable[[], None]:
     """`work`, which only launches, as one CUDA graph: repeating it costs one launch.  Itself on other devices.
 
-    It must have run before, so that its kernels are compiled and loaded, and is not run by recording.
+    It must have run before, so that its kernels are compiled and loaded, and is not run by recording.  It is recorded
+    on a stream of its own and repeated on the one that is then current, after what was put there before; the arrays
+    that it works on must live as long.  Unlike `torch.cuda.graph` this neither waits for the device nor empties
+    torch's cache, since `work` allocates nothing, and other threads may go on using the device.
     """
     if device.type != "cuda":
         return work
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        work()
+    with _RECORDING, torch.cuda.device(device), torch.cuda.stream(_side_stream(torch.cuda.current_device())):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            work()
+        finally:
+            # Also after an error: a stream left recording refuses everything else.
+            graph.capture_end()
     return graph.replay
+
+
+@functools.cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    """One for all recordings: torch hands out a few in turn, so that more would soon be those of other work."""
+    return torch.cuda.Stream(index)

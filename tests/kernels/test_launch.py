@@ -11,6 +11,8 @@ import torch
 from forebay.kernels import launch
 from forebay.kernels.launch import CudaLauncher, recorded
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
 
 class FakeCore:
     """Takes the place of cuda-core and keeps what it was told."""
@@ -91,10 +93,89 @@ def test_a_recording_on_the_host_is_the_work_itself():
     )
 
 
+class FakeGraph:
+    """Takes the place of a CUDA graph and keeps what is done to it, and on which stream."""
+
+    def __init__(self, streams):
+        self.said, self._streams = [], streams
+
+    def capture_begin(self, capture_error_mode):
+        self.said.append(("begin", self._streams[-1], capture_error_mode))
+
+    def capture_end(self):
+        self.said.append(("end", self._streams[-1]))
+
+    def replay(self):
+        self.said.append(("replay", self._streams[-1]))
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Those that `recorded` makes, on a device that is not there; the caller's stream is called "own"."""
+    made, streams = [], ["own"]
+
+    @contextlib.contextmanager
+    def on(stream):
+        streams.append(stream)
+        yield
+        streams.pop()
+
+    def forbidden(*_):
+        raise AssertionError("a recording must not wait for the device nor empty the cache")
+
+    for name in ("synchronize", "empty_cache", "graph"):
+        monkeypatch.setattr(torch.cuda, name, forbidden)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(FakeGraph(streams)) or made[-1])
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(launch, "_side_stream", "side of {}".format)
+    return made
+
+
+def test_a_recording_is_made_beside_the_callers_stream_and_repeated_on_it(graphs):
+    ran = []
+    repeat = recorded(torch.device("cuda"), lambda: ran.append(graphs[0].said[-1]))
+    assert ran == [("begin", "side of 3", "thread_local")]
+    repeat()
+    assert graphs[0].said == [*ran, ("end", "side of 3"), ("replay", "own")]
+
+
+def test_a_recording_that_fails_is_ended(graphs):
+    def broken():
+        raise RuntimeError("no such kernel")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no such kernel"):
+            recorded(torch.device("cuda"), broken)
+    assert [[step for step, *_ in graph.said] for graph in graphs] == [["begin", "end"]] * 2
+
+
 @pytest.mark.gpu
+@NEEDS_GPU
+def test_a_gpu_repeats_what_was_recorded_after_what_was_put_on_the_stream_before():
+    device = torch.device("cuda", 0)
+    x, y = torch.zeros(1 << 20, device=device), torch.zeros(1 << 20, device=device)
+
+    def work():
+        y.add_(x)
+
+    work()
+    repeat = recorded(device, work)
+    assert float(y.sum()) == 0
+    for stream in (torch.cuda.current_stream(device), torch.cuda.Stream(device)):
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for value in range(5):
+                x.fill_(value)
+                repeat()
+        stream.synchronize()
+    assert y.unique().tolist() == [20]
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
 def test_a_gpu_says_its_limits():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     limits = launch.limits_of(torch.device("cuda", 0))
     assert limits.shared_bytes >= 96 * 1024
     assert limits.multiprocessors > 10
