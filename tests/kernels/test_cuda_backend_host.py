@@ -8,6 +8,7 @@ import torch
 from forebay.kernels.cuda_backend import CudaSolver, Device
 from forebay.kernels.grid_network import GridNetwork
 from forebay.kernels.host.launcher import HostLauncher
+from forebay.kernels.large_rounds import LargeRounds
 from forebay.kernels.on_chip_plan import STATIC_BYTES, Limits, plan_of
 from forebay.kernels.records import Outcome
 from forebay.kernels.reference import dense
@@ -231,6 +232,54 @@ def test_selected_systems_are_solved_as_before(host_kernels):
     some = torch.tensor([1, 3])
     fields, _ = solver.select(some).solve(rhs[some], rtol=1e-8, guess=None, max_iterations=100)
     assert torch.equal(fields, all_fields[some])
+
+
+class Recordings:
+    """Stands for `recorded`; counts."""
+
+    def __init__(self, monkeypatch):
+        self.made = 0
+        monkeypatch.setattr("forebay.kernels.large_rounds.recorded", self)
+
+    def __call__(self, device, work):
+        self.made += 1
+        return work
+
+    @staticmethod
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("preconditioner", ["multigrid", "jacobi"])
+def test_large_grids_are_recorded_once_for_solves_of_as_many_right_hand_sides(
+    host_kernels, monkeypatch, preconditioner
+):
+    recordings = Recordings(monkeypatch)
+    stencil, rhs = problem((14, 13), 4)
+    solver = CudaSolver.prepare(stencil, preconditioner, device_for((14, 13), LARGE, multigrid=False))
+    for some in (rhs, 1e3 * rhs.flip(0), rhs.roll(1, 2)):
+        fields, endings = solver.solve(some, rtol=1e-8, guess=None, max_iterations=200)
+        certified(stencil, fields, some, endings)
+        assert torch.equal(fields, solve(stencil, some, LARGE, preconditioner=preconditioner)[0])
+    assert recordings.made == 1 + 3
+    which = torch.tensor([1, 2, 3, 0])
+    fields, endings = solver.select(which).solve(rhs, rtol=1e-8, guess=None, max_iterations=200)
+    certified(stencil.select(which), fields, rhs, endings)
+    assert recordings.made == 5
+
+
+def test_of_large_grids_the_last_successful_recording_is_kept(host_kernels, monkeypatch):
+    recordings = Recordings(monkeypatch)
+    stencil, rhs = problem((14, 13), 1)[0], problem((14, 13), 3)[1]
+    solver = CudaSolver.prepare(stencil, "multigrid", device_for((14, 13), LARGE))
+    for count, made in ((3, 1), (2, 2), (2, 2), (3, 3)):
+        solver.solve(rhs[:count], rtol=1e-8, guess=None, max_iterations=200)
+        assert recordings.made == made
+        assert list(solver._kept) == [count]
+    monkeypatch.setattr(LargeRounds, "round", Recordings.exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        solver.solve(rhs, rtol=1e-8, guess=None, max_iterations=200)
+    assert not solver._kept
 
 
 @pytest.mark.gpu
