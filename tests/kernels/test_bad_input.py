@@ -13,7 +13,8 @@ from forebay import kernels
 from forebay.kernels import GridNetwork, Outcome, backends, diffusion, memory, prepare, solve
 from forebay.kernels.screening import screen
 
-BACKENDS = ("torch", "cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+BACKENDS = ("torch", "cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
