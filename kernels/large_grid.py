@@ -15,6 +15,8 @@ from forebay.kernels.stencil import Stencil
 
 BLOCK = 256
 """Threads of a block unless said otherwise; the source is compiled with the macro BLOCK of the same value."""
+MOST_SYSTEMS = 65_535
+"""Of a batch, which is the grid's z."""
 SCALARS = ("rho", "step", "turn", "norm2", "target")
 """Columns of `LargeGrid.scalars`: enum Scalar of csrc/scalars.cuh."""
 FLAGS = ("active", "iterations", "outcome", "most_iterations")
@@ -64,12 +66,15 @@ class LargeGrid:
 
         Raises:
             ValueError: the batches do not fit, or a level has more entries than 32-bit indices reach.
+            MemoryError: more than `MOST_SYSTEMS`; `forebay.kernels.memory` then solves them in parts.
         """
         finest = hierarchy.levels[0]
         if hierarchy.batch not in (1, batch):
             raise ValueError(
                 f"a hierarchy of {hierarchy.batch} systems for a batch of {batch}; it must be 1 or {batch}"
             )
+        if batch > MOST_SYSTEMS:
+            raise MemoryError(f"a batch of {batch} systems on a large grid; solve at most {MOST_SYSTEMS} at once")
         if _most_entries(hierarchy) >= 2**31:
             raise ValueError(
                 f"a grid of {hierarchy.shape} cells has too many for 32-bit indices; use fewer than 2^31 / 3.4"

@@ -9,6 +9,7 @@ from forebay.kernels.cuda_backend import CudaSolver, Device
 from forebay.kernels.grid_network import GridNetwork
 from forebay.kernels.host.launcher import HostLauncher
 from forebay.kernels.large_rounds import LargeRounds
+from forebay.kernels.memory import in_parts
 from forebay.kernels.on_chip_plan import STATIC_BYTES, Limits, plan_of
 from forebay.kernels.records import Outcome
 from forebay.kernels.reference import dense
@@ -232,6 +233,21 @@ def test_selected_systems_are_solved_as_before(host_kernels):
     some = torch.tensor([1, 3])
     fields, _ = solver.select(some).solve(rhs[some], rtol=1e-8, guess=None, max_iterations=100)
     assert torch.equal(fields, all_fields[some])
+
+
+def test_more_systems_than_a_launch_takes_are_solved_in_parts(host_kernels, monkeypatch):
+    stencil, rhs = problem((14, 13), 5)
+    whole, _ = solve(stencil, rhs, LARGE)
+    monkeypatch.setattr("forebay.kernels.large_grid.MOST_SYSTEMS", 2)
+    sizes = []
+
+    def work(part):
+        found, _ = solve(stencil.select(part), rhs[part], LARGE)
+        sizes.append(len(found))
+        return found
+
+    assert torch.equal(torch.cat(list(in_parts(work, 5, unit="nothing"))), whole)
+    assert sizes == [2, 2, 1]
 
 
 class Recordings:

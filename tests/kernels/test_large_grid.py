@@ -163,6 +163,12 @@ def test_batches_that_do_not_fit_are_refused(host_kernels):
         LargeGrid(launcher_of((9, 5)), build_hierarchy(stencil), stencil.reaction.float(), 3, block=BLOCK)
 
 
+def test_more_systems_than_a_launch_takes_are_refused():
+    stencil, _ = problem((9, 5), 1)
+    with pytest.raises(MemoryError, match="a batch of 65536 systems on a large grid; solve at most 65535 at once"):
+        LargeGrid(None, build_hierarchy(stencil), stencil.reaction.float(), 65536, block=BLOCK)
+
+
 def test_grids_beyond_32_bit_indices_are_refused():
     shape, coarse = (864, 864, 864), (432, 432, 432)
     number = torch.zeros(1, dtype=torch.float32)
