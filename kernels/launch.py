@@ -53,6 +53,7 @@ class CudaLauncher:
         self._core = importlib.import_module("cuda.core")
         self._kernels: dict[str, Any] = {}
         self._shared: dict[str, int] = {}
+        self._carveouts: dict[str, int] = {}
         self._streams: dict[int, Any] = {}
 
     def launch(
@@ -64,6 +65,7 @@ class CudaLauncher:
         args: Sequence[Any],
         cluster: int = 1,
         cooperative: bool = False,
+        carveout: int = -1,
     ) -> None:
         """See `Launcher.launch`."""
         # cuda-core counts a grid in clusters, everybody else in blocks.
@@ -75,7 +77,7 @@ class CudaLauncher:
                 grid=clusters, block=tuple(block), shmem_size=shared_bytes, is_cooperative=cooperative, **options
             )
             values = [_argument(value, self._device) for value in args]
-            self._core.launch(self._stream(), config, self._kernel(kernel, shared_bytes), *values)
+            self._core.launch(self._stream(), config, self._kernel(kernel, shared_bytes, carveout), *values)
 
     def _stream(self) -> Any:
         """Torch's current stream as cuda-core's own; it warns of any other at every launch."""
@@ -84,13 +86,16 @@ class CudaLauncher:
             self._streams[handle] = self._core.Stream.from_handle(handle)
         return self._streams[handle]
 
-    def _kernel(self, name: str, shared_bytes: int) -> Any:
+    def _kernel(self, name: str, shared_bytes: int, carveout: int) -> Any:
         if name not in self._kernels:
             self._kernels[name] = self._code.get_kernel(name)
         # Unasked a kernel has 48 KiB less what it declares itself, which only the driver knows.
         if shared_bytes > self._shared.get(name, 0):
             _allow_shared(self._kernels[name], shared_bytes, self._device.index)
             self._shared[name] = shared_bytes
+        if carveout != self._carveouts.get(name, -1):
+            _prefer_carveout(self._kernels[name], carveout, self._device.index)
+            self._carveouts[name] = carveout
         return self._kernels[name]
 
 
@@ -103,6 +108,13 @@ def _allow_shared(kernel: Any, shared_bytes: int, index: int) -> None:
             f"the device refuses {shared_bytes} bytes of shared memory a block ({status}); its limit is "
             f"{limits_of(torch.device('cuda', index)).shared_bytes}"
         )
+
+
+def _prefer_carveout(kernel: Any, percent: int, index: int) -> None:
+    """A driver that refuses the hint decides as without one."""
+    driver = importlib.import_module("cuda.bindings.driver")
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+    driver.cuKernelSetAttribute(attribute, percent, kernel.handle, index)
 
 
 def _argument(value: Any, device: torch.device) -> Any:

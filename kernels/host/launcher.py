@@ -81,11 +81,12 @@ class HostLauncher:
         args: Sequence[Any],
         cluster: int = 1,
         cooperative: bool = False,
+        carveout: int = -1,
     ) -> None:
         """Run a kernel to its end.
 
         `args` are arrays (numpy, or torch on the CPU), `None` for a null pointer, and numpy scalars of exactly the
-        kernel's types.
+        kernel's types.  `carveout` changes nothing here.
 
         Raises:
             ValueError: arguments that do not fit the kernel, blocks that do not fill the clusters, clusters of a

@@ -174,6 +174,20 @@ def test_cells_outside_of_the_domain_stay_zero(host_kernels, way):
     assert fields[:, ~active[0]].abs().max() == 0
 
 
+def test_the_kernel_says_how_much_shared_memory_its_blocks_count_on(host_kernels, monkeypatch):
+    asked, launch = [], HostLauncher.launch
+
+    def told(self, kernel, *args, **options):
+        asked.append((kernel, options.get("carveout", -1)))
+        launch(self, kernel, *args, **options)
+
+    monkeypatch.setattr(HostLauncher, "launch", told)
+    stencil, rhs = problem((16, 12), 2)
+    solver = CudaSolver.prepare(stencil, "multigrid", device_for((16, 12), CLUSTER))
+    solver.solve(rhs, rtol=1e-8, guess=None, max_iterations=200)
+    assert set(asked) == {("correct_and_measure", -1), ("pcg_on_chip", solver.plan().carveout)}
+
+
 def test_learned_weights_run_in_the_same_kernel(host_kernels):
     torch.manual_seed(7)
     stencil, rhs = problem((16, 18), 2)

@@ -39,7 +39,7 @@ def launcher(monkeypatch):
     monkeypatch.setattr(launch, "_allow_shared", lambda kernel, size, index: asked.append(size))
     made = CudaLauncher.__new__(CudaLauncher)
     made._device, made._core, made._kernels, made._shared = torch.device("cpu"), FakeCore(), {}, {}
-    made._streams = {}
+    made._streams, made._carveouts = {}, {}
     made._code = SimpleNamespace(get_kernel=str.upper)
     made.asked = asked
     return made
@@ -67,6 +67,17 @@ def test_shared_memory_is_asked_for_once(launcher):
     for size in (0, 1000, 48 * 1024, 200_000, 100_000, 200_000, 220_000):
         launcher.launch("solve", (1,), (64,), size, [])
     assert launcher.asked == [1000, 48 * 1024, 200_000, 220_000]
+
+
+def test_a_carve_out_is_said_where_it_changes(launcher, monkeypatch):
+    driver, said = pytest.importorskip("cuda.bindings.driver"), []
+    monkeypatch.setattr(driver, "cuKernelSetAttribute", lambda *args: said.append(args) or (0,))
+    launcher._code = SimpleNamespace(get_kernel=lambda name: SimpleNamespace(handle=name))
+    launcher._device = SimpleNamespace(index=3)
+    for kernel, percent in (("solve", -1), ("solve", 94), ("solve", 94), ("other", 94), ("solve", 22), ("solve", -1)):
+        launcher.launch(kernel, (1,), (64,), 0, [], carveout=percent)
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+    assert said == [(attribute, *rest, 3) for rest in ((94, "solve"), (94, "other"), (22, "solve"), (-1, "solve"))]
 
 
 @pytest.mark.parametrize("handle", [0, 77], ids=["default", "other"])
