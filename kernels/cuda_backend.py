@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from forebay.kernels.backends import Ending, Preconditioner
 from forebay.kernels.cycles import Chosen, Multigrid, cycle_of
 from forebay.kernels.inner_cg import norm, nullspace_of, project
-from forebay.kernels.large_rounds import LargeRounds
+from forebay.kernels.large_grid import BLOCK
+from forebay.kernels.large_rounds import Iteration, LargeRounds
 from forebay.kernels.launch import Launchers, launchers_of, limits_of
 from forebay.kernels.on_chip import OnChip
 from forebay.kernels.on_chip_plan import Limits, Plan, plan_of
@@ -61,6 +62,9 @@ class CudaSolver:
     scales: Tensor
     """1 / mean of the diagonal over active cells, by which the inner systems are scaled; [batch]."""
     device: Device
+    _kept: dict[int, Iteration] = field(default_factory=dict, init=False, repr=False)
+    """Of the last solve on a large grid, by its number of right-hand sides: its workspace stays allocated with the
+    recording.  Whoever uses it takes it out, so that threads do not share it and a failed solve leaves none."""
 
     @classmethod
     def prepare(
@@ -75,7 +79,7 @@ class CudaSolver:
 
         `device`: None for the one where the stencil is; `solves` as in `pcg.prepare`.
         """
-        stencil = stencil.to(dtype=torch.float64)
+        stencil = stencil.to(dtype=torch.float64).contiguous()
         scales = 1 / typical_diagonal(stencil)
         costs = None if device else partial(costs_of, "cuda", stencil.device)
         chosen = cycle_of(stencil.scaled(scales), preconditioner, costs=costs, solves=solves)
@@ -109,11 +113,15 @@ class CudaSolver:
         while len(members := progress.running()):
             norms, steps = rounds.round(members, progress.goal(members), progress.budget(members))
             progress.update(members, norms, steps)
+        if isinstance(rounds, LargeRounds):
+            self._kept[len(rhs)] = rounds.iteration
         return project(fields, nullspace), progress.endings(self.chosen.label, self.chosen.note)
 
     def _rounds(self, rhs: Tensor, fields: Tensor) -> Rounds:
         plan, device = self.plan(), self.device
         if plan is None:
-            block = {} if device.threads is None else {"block": device.threads}
-            return LargeRounds(device.launchers, self.stencil, self.chosen, self.scales, rhs, fields, **block)
+            kept = self._kept.pop(len(rhs), None)
+            self._kept.clear()
+            systems = (self.stencil, self.chosen, self.scales, rhs, fields)
+            return LargeRounds(device.launchers, *systems, iteration=kept, block=device.threads or BLOCK)
         return OnChip(device.launchers, device.limits, plan, self.stencil, self.chosen, self.scales, rhs, fields)

@@ -15,6 +15,8 @@ from forebay.kernels.stencil import Stencil
 
 BLOCK = 256
 """Threads of a block unless said otherwise; the source is compiled with the macro BLOCK of the same value."""
+MOST_SYSTEMS = 65_535
+"""Of a batch, which is the grid's z."""
 SCALARS = ("rho", "step", "turn", "norm2", "target")
 """Columns of `LargeGrid.scalars`: enum Scalar of csrc/scalars.cuh."""
 FLAGS = ("active", "iterations", "outcome", "most_iterations")
@@ -64,15 +66,18 @@ class LargeGrid:
 
         Raises:
             ValueError: the batches do not fit, or a level has more entries than 32-bit indices reach.
+            MemoryError: more than `MOST_SYSTEMS`; `forebay.kernels.memory` then solves them in parts.
         """
         finest = hierarchy.levels[0]
         if hierarchy.batch not in (1, batch):
             raise ValueError(
                 f"a hierarchy of {hierarchy.batch} systems for a batch of {batch}; it must be 1 or {batch}"
             )
-        if max(level.off[0].numel() for level in hierarchy.levels) >= 2**31:
+        if batch > MOST_SYSTEMS:
+            raise MemoryError(f"a batch of {batch} systems on a large grid; solve at most {MOST_SYSTEMS} at once")
+        if _most_entries(hierarchy) >= 2**31:
             raise ValueError(
-                f"a grid of {hierarchy.shape} cells has too many for 32-bit indices; use fewer than 2^31 / 3"
+                f"a grid of {hierarchy.shape} cells has too many for 32-bit indices; use fewer than 2^31 / 3.4"
             )
         self._launcher, self._block, self._batch = launcher, block, batch
         self._reaction = reaction.contiguous()
@@ -198,6 +203,12 @@ def true_residual(
     args = (x, rhs, *faces, stencil.reaction, residual, partial, tickets, norm2, *sizes)
     launcher.launch("true_residual", grid, (block, 1, 1), 0, args)
     return norm2
+
+
+def _most_entries(hierarchy: Hierarchy) -> int:
+    """Of one system's largest array: in three dimensions the finest level's transfers, 27 for eight cells."""
+    arrays = (array for level in hierarchy.levels for array in (level.off, level.prolong) if array is not None)
+    return max(math.prod(array.shape[1:]) for array in arrays)
 
 
 def _tiles(shape: tuple[int, ...], batch: int, block: int) -> tuple[tuple[int, int, int], int]:

@@ -12,6 +12,7 @@ from forebay.kernels.hierarchy import Hierarchy, Level
 from forebay.kernels.inner_cg import norm, nullspace_of, project, scale
 from forebay.kernels.large_grid import BLOCK, FLAGS, LargeGrid, true_residual
 from forebay.kernels.launch import Launchers, recorded
+from forebay.kernels.launcher import Launcher
 from forebay.kernels.on_chip import star_entries
 from forebay.kernels.stencil import Stencil
 
@@ -20,6 +21,37 @@ INNER_RTOL = 1e-3
 ITERATIONS_RECORDED = 4
 """Of one graph; the host looks once after each which systems are done.  More of them run idle at the end, fewer wait
 more often for the host: an empty iteration costs its launches, some 30 µs."""
+
+
+class Iteration:
+    """Float32 solves of `batch` systems: a `LargeGrid`, and its iterations as the first solve has recorded them.
+
+    The recording refers to arrays that the grid holds and never replaces, so it serves any number of solves with that
+    preconditioner, one after another.
+    """
+
+    def __init__(
+        self, launcher: Launcher, stencil: Stencil, chosen: Chosen, scales: Tensor, batch: int, *, block: int
+    ) -> None:
+        """Allocate beside the stencil and the preconditioner."""
+        hierarchy, diagonal = _hierarchy(stencil, chosen, scales)
+        reaction = (stencil.reaction * scales.view(-1, *[1] * stencil.dimension)).float()
+        self.grid = LargeGrid(launcher, hierarchy, reaction, batch, diagonal=diagonal, block=block)
+        self._device = stencil.device
+        self._steps: Callable[[], None] | None = None
+
+    def run(self) -> None:
+        """Iterate until every system of the grid is done."""
+        if self._steps is None:
+            # The first iteration loads the kernels, which a recording cannot.
+            self.grid.iterate()
+            self._steps = recorded(self._device, self._several)
+        while bool(self.grid.flags[:, FLAGS.index("active")].any()):
+            self._steps()
+
+    def _several(self) -> None:
+        for _ in range(ITERATIONS_RECORDED):
+            self.grid.iterate()
 
 
 class LargeRounds:
@@ -36,18 +68,28 @@ class LargeRounds:
         rhs: Tensor,
         fields: Tensor,
         *,
+        iteration: Iteration | None = None,
         block: int = BLOCK,
     ) -> None:
-        """Allocate beside the stencil and the preconditioner; see `OnChip`.  `block`: threads of a block."""
+        """Allocate beside the stencil and the preconditioner.
+
+        Args:
+            launchers: of the device, or of the host.
+            stencil: float64, [k or 1].
+            chosen: the preconditioner of the scaled stencil.
+            scales: by which the inner systems are scaled, float64 [k or 1].
+            rhs: b, float64 [k, *shape].
+            fields: u, float64 [k, *shape]; what rounds correct.
+            iteration: of an earlier solve of as many right-hand sides by the same preconditioner; None: a new one.
+            block: threads of a block.
+        """
         self._stencil, self._rhs, self._fields, self._block = stencil, rhs, fields, block
         self._scales, self._nullspace = scales.expand(len(rhs)), nullspace_of(stencil)
         macros = {"DIM": str(stencil.dimension), "REAL": "float", "BLOCK": str(block)}
         self._launcher = launchers("large_grid", macros)
-        hierarchy, diagonal = _hierarchy(stencil, chosen, scales)
-        reaction = (stencil.reaction * scales.view(-1, *[1] * stencil.dimension)).float()
-        self._grid = LargeGrid(self._launcher, hierarchy, reaction, len(rhs), diagonal=diagonal, block=block)
+        self.iteration = iteration or Iteration(self._launcher, stencil, chosen, scales, len(rhs), block=block)
+        """Idle once the host has read the norms of a round."""
         self._residual = torch.empty_like(rhs)
-        self._steps: Callable[[], None] | None = None
 
     def measure(self) -> Tensor:
         """‖b - A u‖₂ of all systems, [k]; the next round starts there."""
@@ -64,23 +106,12 @@ class LargeRounds:
         target, most = torch.zeros_like(unit), torch.zeros_like(unit, dtype=torch.int32)
         target[members] = goal**2
         most[members] = budget.to(torch.int32)
-        self._grid.start(scale(1 / unit, self._residual), target, most_iterations=most, active=active)
-        self._iterate()
-        self._fields.add_(scale(torch.where(active, unit * self._scales, 0.0), self._grid.x.double()))
+        grid = self.iteration.grid
+        grid.start(scale(1 / unit, self._residual), target, most_iterations=most, active=active)
+        self.iteration.run()
+        self._fields.add_(scale(torch.where(active, unit * self._scales, 0.0), grid.x.double()))
         norms = self.measure()
-        return norms[members], self._grid.flags[members, FLAGS.index("iterations")].long()
-
-    def _iterate(self) -> None:
-        if self._steps is None:
-            # The first iteration loads the kernels, which a recording cannot.
-            self._grid.iterate()
-            self._steps = recorded(self._rhs.device, self._several)
-        while bool(self._grid.flags[:, FLAGS.index("active")].any()):
-            self._steps()
-
-    def _several(self) -> None:
-        for _ in range(ITERATIONS_RECORDED):
-            self._grid.iterate()
+        return norms[members], grid.flags[members, FLAGS.index("iterations")].long()
 
 
 def _hierarchy(stencil: Stencil, chosen: Chosen, scales: Tensor) -> tuple[Hierarchy, Tensor | None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class CudaLauncher:
         self._core = importlib.import_module("cuda.core")
         self._kernels: dict[str, Any] = {}
         self._shared: dict[str, int] = {}
+        self._carveouts: dict[str, int] = {}
+        self._streams: dict[int, Any] = {}
 
     def launch(
         self,
@@ -63,6 +65,7 @@ class CudaLauncher:
         args: Sequence[Any],
         cluster: int = 1,
         cooperative: bool = False,
+        carveout: int = -1,
     ) -> None:
         """See `Launcher.launch`."""
         # cuda-core counts a grid in clusters, everybody else in blocks.
@@ -73,30 +76,27 @@ class CudaLauncher:
             config = self._core.LaunchConfig(
                 grid=clusters, block=tuple(block), shmem_size=shared_bytes, is_cooperative=cooperative, **options
             )
-            stream = _Stream(torch.cuda.current_stream(self._device).cuda_stream)
             values = [_argument(value, self._device) for value in args]
-            self._core.launch(stream, config, self._kernel(kernel, shared_bytes), *values)
+            self._core.launch(self._stream(), config, self._kernel(kernel, shared_bytes, carveout), *values)
 
-    def _kernel(self, name: str, shared_bytes: int) -> Any:
+    def _stream(self) -> Any:
+        """Torch's current stream as cuda-core's own; it warns of any other at every launch."""
+        handle = torch.cuda.current_stream(self._device).cuda_stream
+        if handle not in self._streams:
+            self._streams[handle] = self._core.Stream.from_handle(handle)
+        return self._streams[handle]
+
+    def _kernel(self, name: str, shared_bytes: int, carveout: int) -> Any:
         if name not in self._kernels:
             self._kernels[name] = self._code.get_kernel(name)
-        if shared_bytes > self._shared.get(name, _SHARED_WITHOUT_ASKING):
+        # Unasked a kernel has 48 KiB less what it declares itself, which only the driver knows.
+        if shared_bytes > self._shared.get(name, 0):
             _allow_shared(self._kernels[name], shared_bytes, self._device.index)
             self._shared[name] = shared_bytes
+        if carveout != self._carveouts.get(name, -1):
+            _prefer_carveout(self._kernels[name], carveout, self._device.index)
+            self._carveouts[name] = carveout
         return self._kernels[name]
-
-
-_SHARED_WITHOUT_ASKING = 48 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """A stream as cuda-core takes it; torch's own class has this method since 2.8 only."""
-
-    handle: int
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
 
 
 def _allow_shared(kernel: Any, shared_bytes: int, index: int) -> None:
@@ -108,6 +108,13 @@ def _allow_shared(kernel: Any, shared_bytes: int, index: int) -> None:
             f"the device refuses {shared_bytes} bytes of shared memory a block ({status}); its limit is "
             f"{limits_of(torch.device('cuda', index)).shared_bytes}"
         )
+
+
+def _prefer_carveout(kernel: Any, percent: int, index: int) -> None:
+    """A driver that refuses the hint decides as without one."""
+    driver = importlib.import_module("cuda.bindings.driver")
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+    driver.cuKernelSetAttribute(attribute, percent, kernel.handle, index)
 
 
 def _argument(value: Any, device: torch.device) -> Any:
@@ -124,14 +131,32 @@ def _argument(value: Any, device: torch.device) -> Any:
     return value.data_ptr()
 
 
+_RECORDING = threading.Lock()
+"""Torch's allocator and the side stream take one recording at a time."""
+
+
 def recorded(device: torch.device, work: Callable[[], None]) -> Callable[[], None]:
     """`work`, which only launches, as one CUDA graph: repeating it costs one launch.  Itself on other devices.
 
-    It must have run before, so that its kernels are compiled and loaded, and is not run by recording.
+    It must have run before, so that its kernels are compiled and loaded, and is not run by recording.  It is recorded
+    on a stream of its own and repeated on the one that is then current, after what was put there before; the arrays
+    that it works on must live as long.  Unlike `torch.cuda.graph` this neither waits for the device nor empties
+    torch's cache, since `work` allocates nothing, and other threads may go on using the device.
     """
     if device.type != "cuda":
         return work
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        work()
+    with _RECORDING, torch.cuda.device(device), torch.cuda.stream(_side_stream(torch.cuda.current_device())):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            work()
+        finally:
+            # Also after an error: a stream left recording refuses everything else.
+            graph.capture_end()
     return graph.replay
+
+
+@functools.cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    """One for all recordings: torch hands out a few in turn, so that more would soon be those of other work."""
+    return torch.cuda.Stream(index)

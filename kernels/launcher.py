@@ -18,6 +18,7 @@ class Launcher(Protocol):
         args: Sequence[Any],
         cluster: int = 1,
         cooperative: bool = False,
+        carveout: int = -1,
     ) -> None:
         """Put a kernel on the current stream.
 
@@ -30,4 +31,6 @@ class Launcher(Protocol):
                 its types.
             cluster: blocks that share their shared memory; the grid is a multiple of it.
             cooperative: all blocks run at the same time, so that they may wait for each other.
+            carveout: percent of a multiprocessor's memory to set apart as shared, the rest is cache; -1: the driver
+                decides.  A hint, for kernels that count on several blocks of a multiprocessor.
         """

@@ -37,7 +37,7 @@ def _attempt[T](work: Callable[[slice], T], part: slice) -> tuple[T] | None:
     """The result in a tuple; None when memory ran out.  A function, so that the failed attempt's tensors are free."""
     try:
         return (work(part),)
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:  # cuda-core's errors are of types of its own
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS):
             return None
         raise

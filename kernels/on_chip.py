@@ -97,8 +97,15 @@ class OnChip:
         )
         args += (systems, np.int32(len(systems)), self._ticket, self._residual, self._solution, self._direction)
         args += (target, most, self._iterations, self.status)
-        grid = (clusters * plan.cluster,)
-        self._launcher.launch("pcg_on_chip", grid, (plan.threads,), plan.shared_bytes, args, cluster=plan.cluster)
+        self._launcher.launch(
+            "pcg_on_chip",
+            (clusters * plan.cluster,),
+            (plan.threads,),
+            plan.shared_bytes,
+            args,
+            cluster=plan.cluster,
+            carveout=plan.carveout,
+        )
         self._correct(systems, self._correction_scale)
         return self._norm[members], self._iterations[members].long()
 

@@ -42,6 +42,8 @@ class Plan:
     """Of a block."""
     resident: int
     """Blocks of a multiprocessor at a time, by registers and shared memory."""
+    carveout: int
+    """Percent of a multiprocessor's memory that those blocks need as shared memory; what is left can be cache."""
     direction_on_chip: bool
     floats: int
     """Dynamic shared memory of a block, in floats."""
@@ -111,9 +113,10 @@ def _arranged(
         for depth, (level, place) in enumerate(zip(shapes, places, strict=True))
     )
     wanted = threads or _threads(len(shape), slab)
-    by_memory = (limits.shared_bytes + _RESERVED_BYTES) // (4 * floats + STATIC_BYTES + _RESERVED_BYTES)
-    resident = max(1, min(_RESIDENT[len(shape)] // wanted, by_memory))
-    return Plan(shape, cluster, wanted, resident, direction_on_chip, floats, slab, table)
+    whole, one = limits.shared_bytes + _RESERVED_BYTES, 4 * floats + STATIC_BYTES + _RESERVED_BYTES
+    resident = max(1, min(_RESIDENT[len(shape)] // wanted, whole // one))
+    carveout = min(100, -(-100 * resident * one // whole))
+    return Plan(shape, cluster, wanted, resident, carveout, direction_on_chip, floats, slab, table)
 
 
 def _places(cells: list[int], slab: int, first: int) -> tuple[list[tuple[int, int, int]], int]:

@@ -124,6 +124,11 @@ class Stencil:
         active = None if self.active is None else self.active.to(device)
         return Stencil(tuple(face.to(device, dtype) for face in self.faces), self.reaction.to(device, dtype), active)
 
+    def contiguous(self) -> Stencil:
+        """The same in arrays that kernels can walk through; arrays are shared where they are such already."""
+        active = None if self.active is None else self.active.contiguous()
+        return Stencil(tuple(face.contiguous() for face in self.faces), self.reaction.contiguous(), active)
+
 
 def diffusion(
     a: Tensor,

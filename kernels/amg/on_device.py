@@ -17,10 +17,14 @@ from forebay.kernels.sell_pcg import BLOCK, CycleLevel, SellPcg, macros
 
 SMALL = 50_000
 """Unknowns below which one cooperative kernel is faster than launches."""
+MOST_COLUMNS = 16
+"""Right-hand sides of one kernel, more go in groups: a thread keeps numbers of each, in 127 registers for 16 and in all
+of them for 64, and for 200 the sums of a block exceed the 48 KiB of shared memory that a source may declare."""
 ITERATIONS_RECORDED = 4
 """Of one graph; see `forebay.kernels.large_rounds`."""
 _MARGIN = 0.9
 """Of a tolerance: the true residual ends a little above that of the recurrence."""
+_BROKEN = (Outcome.DIVERGED, Outcome.NONFINITE_SOLUTION)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,18 +90,30 @@ class DeviceIteration:
 
     def run(self, work: Workspace, columns: Columns, active: np.ndarray, rtol: float, max_iterations: int) -> None:
         """See `amg.pcg.Iteration`."""
-        norms = np.sqrt(work.squares)
+        x, r = (vectors.reshape(len(vectors), -1) for vectors in (work.x, work.r))
+        limits = max_iterations - columns.iterations
+        for first in range(0, len(active), MOST_COLUMNS):
+            some = slice(first, first + MOST_COLUMNS)
+            target = _MARGIN * rtol * columns.scale[some]
+            found, flags = self._run(r[:, some], np.sqrt(work.squares[some]), target, active[some], limits[some])
+            columns.iterations[some] += flags["iterations"]
+            columns.broken[some] |= active[some] & np.isin(flags["outcome"], _BROKEN)
+            x[:, some] += found
+
+    def _run(
+        self, r: np.ndarray, norms: np.ndarray, target: np.ndarray, active: np.ndarray, limits: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Corrections of a group of columns to residuals of norm `target`, and the columns of `large_grid.FLAGS`."""
         unit = np.where(norms > 0, norms, 1.0)
-        residual = np.where(active, work.r.reshape(len(work.r), -1) / unit, 0.0)
-        target = (_MARGIN * rtol * columns.scale / unit) ** 2
-        most = torch.from_numpy(max_iterations - columns.iterations).to(self._device, torch.int32)
         solver, iterate = self._solver(len(active))
-        solver.begin(self._tensor(residual), self._tensor(target), most_iterations=most)
+        solver.begin(
+            self._tensor(np.where(active, r / unit, 0.0)),
+            self._tensor((target / unit) ** 2),
+            most_iterations=self._tensor(limits).to(torch.int32),
+        )
         iterate()
         flags = dict(zip(FLAGS, solver.flags.cpu().numpy().T, strict=True))
-        columns.iterations += flags["iterations"]
-        columns.broken |= active & np.isin(flags["outcome"], (Outcome.DIVERGED, Outcome.NONFINITE_SOLUTION))
-        work.x += (unit * solver.solution().cpu().numpy()).reshape(work.x.shape)
+        return unit * solver.solution().cpu().numpy(), flags
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)

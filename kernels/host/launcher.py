@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ from forebay.kernels.host.build import build
 _SCALARS = {"i": ctypes.c_int, "I": ctypes.c_uint, "q": ctypes.c_longlong, "f": ctypes.c_float, "d": ctypes.c_double}
 _CODES = {"int32": "i", "uint32": "I", "int64": "q", "float32": "f", "float64": "d", "uint16": "H", "bfloat16": "H"}
 _CODES |= {"uint8": "B", "bool": "B"}
+
+_MOST = {
+    "blocks": (2**31 - 1, 65_535, 65_535),
+    "threads of a block": (1024, 1024, 64),
+}
+"""Along x, y, z."""
+_MOST_THREADS = 1024
+_MOST_SHARED_BYTES = 227 * 1024
 
 
 class KernelFault(RuntimeError):
@@ -72,15 +81,16 @@ class HostLauncher:
         args: Sequence[Any],
         cluster: int = 1,
         cooperative: bool = False,
+        carveout: int = -1,
     ) -> None:
         """Run a kernel to its end.
 
         `args` are arrays (numpy, or torch on the CPU), `None` for a null pointer, and numpy scalars of exactly the
-        kernel's types.
+        kernel's types.  `carveout` changes nothing here.
 
         Raises:
-            ValueError: arguments that do not fit the kernel, blocks that do not fill the clusters, or clusters of a
-                cooperative grid.
+            ValueError: arguments that do not fit the kernel, blocks that do not fill the clusters, clusters of a
+                cooperative grid, or more threads, blocks or shared memory than any device takes.
             KernelFault: the kernel broke a rule of the programming model.
         """
         shape = [*grid, *[1] * (3 - len(grid)), *block, *[1] * (3 - len(block))]
@@ -89,6 +99,7 @@ class HostLauncher:
             raise ValueError(
                 f"{kernel}: a grid of {tuple(grid)} blocks of {tuple(block)} threads in clusters of {cluster}"
             )
+        _check_limits(kernel, shape, shared_bytes)
         if cooperative and cluster > 1:
             raise ValueError(
                 f"{kernel}: a cooperative grid in clusters of {cluster}; the host has no such launch, use one of both"
@@ -109,6 +120,16 @@ class HostLauncher:
         )
         if status:
             raise KernelFault(f"{kernel}: {self._library.shim_message().decode()}")
+
+
+def _check_limits(kernel: str, shape: Sequence[int], shared_bytes: int) -> None:
+    for (what, most), sizes in zip(_MOST.items(), (shape[:3], shape[3:]), strict=True):
+        if any(size > limit for size, limit in zip(sizes, most, strict=True)):
+            raise ValueError(f"{kernel}: {tuple(sizes)} {what}; CUDA takes at most {most} along x, y, z")
+    if math.prod(shape[3:]) > _MOST_THREADS:
+        raise ValueError(f"{kernel}: blocks of {math.prod(shape[3:])} threads; CUDA takes at most {_MOST_THREADS}")
+    if shared_bytes > _MOST_SHARED_BYTES:
+        raise ValueError(f"{kernel}: {shared_bytes} bytes of shared memory; a block has {_MOST_SHARED_BYTES}")
 
 
 def _value(kernel: str, position: int, code: str, value: Any) -> Any:

@@ -27,6 +27,7 @@
 namespace shim {
 
 constexpr std::size_t most_shared_bytes = 227 * 1024;
+constexpr std::size_t most_static_bytes = 48 * 1024;
 
 inline int warp_members() {
     const int first = current->index & ~31;
@@ -74,9 +75,13 @@ T shuffle_up(T value, int by, int line) {
 inline SharedArray& shared_of(Block& owner, const void* key, std::size_t size) {
     for (SharedArray& array : owner.shared)
         if (array.key == key) return array;
-    std::size_t total = size;
-    for (SharedArray& array : owner.shared) total += array.size;
-    if (total > most_shared_bytes) fault("%zu bytes of shared memory; a block has %zu", total, most_shared_bytes);
+    std::size_t fixed = size, dynamic = 0;
+    for (SharedArray& array : owner.shared) (array.key ? fixed : dynamic) += array.size;
+    if (fixed > most_static_bytes)
+        fault("%zu bytes of shared memory declared; a source may declare %zu, take more by DYNAMIC_SHARED", fixed,
+              most_static_bytes);
+    if (fixed + dynamic > most_shared_bytes)
+        fault("%zu bytes of shared memory; a block has %zu", fixed + dynamic, most_shared_bytes);
     add_shared(owner, key, size);
     return owner.shared.back();
 }

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from forebay.kernels.compile import is_available
 from forebay.pipeline.errors import StudyError
 from forebay.pipeline.records import Outcome
 from forebay.solvers.batched.stencil import Faces
@@ -90,11 +91,15 @@ def make_engine(method: Method, grid: tuple[int, ...], *, weights: Weights | Non
 def resolve_backend(backend: Backend) -> Literal["cpu", "cuda", "torch"]:
     """What a study's word stands for: "cpu", "cuda" or "torch"; "auto" is a GPU if this process sees one.
 
+    On a GPU "auto" is "cuda" where cuda-core is installed, and "torch" where it is not.
+
     Raises:
         StudyError: "cuda" without a GPU.
     """
     if backend == "auto":
-        return "cuda" if gpu_visible() else "cpu"
+        if not gpu_visible():
+            return "cpu"
+        return "cuda" if is_available() else "torch"
     if backend == "cuda" and not gpu_visible():
         raise StudyError(
             "solver.backend = 'cuda' needs an NVIDIA GPU, and this process sees none; use 'auto', which takes the "

@@ -13,7 +13,8 @@ from forebay import kernels
 from forebay.kernels import GridNetwork, Outcome, backends, diffusion, memory, prepare, solve
 from forebay.kernels.screening import screen
 
-BACKENDS = ("torch", "cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+BACKENDS = ("torch", "cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -84,6 +85,10 @@ def test_auto_takes_what_fits_the_device(monkeypatch):
         backends.choose("cuda", torch.device("cuda"))
 
 
+class ErrorOfCudaCore(Exception):
+    """Theirs is no RuntimeError either."""
+
+
 class Crowded:
     """Stands for the function that sets a backend up; refuses more than `room` systems with this error."""
 
@@ -103,6 +108,9 @@ class Crowded:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        ErrorOfCudaCore(
+            "CUDA_ERROR_OUT_OF_MEMORY: The API call failed because it was unable to allocate enough memory"
+        ),
     ],
 )
 def test_a_batch_that_does_not_fit_is_solved_in_parts(monkeypatch, error):

@@ -8,6 +8,8 @@ import torch
 from forebay.kernels.cuda_backend import CudaSolver, Device
 from forebay.kernels.grid_network import GridNetwork
 from forebay.kernels.host.launcher import HostLauncher
+from forebay.kernels.large_rounds import LargeRounds
+from forebay.kernels.memory import in_parts
 from forebay.kernels.on_chip_plan import STATIC_BYTES, Limits, plan_of
 from forebay.kernels.records import Outcome
 from forebay.kernels.reference import dense
@@ -172,6 +174,20 @@ def test_cells_outside_of_the_domain_stay_zero(host_kernels, way):
     assert fields[:, ~active[0]].abs().max() == 0
 
 
+def test_the_kernel_says_how_much_shared_memory_its_blocks_count_on(host_kernels, monkeypatch):
+    asked, launch = [], HostLauncher.launch
+
+    def told(self, kernel, *args, **options):
+        asked.append((kernel, options.get("carveout", -1)))
+        launch(self, kernel, *args, **options)
+
+    monkeypatch.setattr(HostLauncher, "launch", told)
+    stencil, rhs = problem((16, 12), 2)
+    solver = CudaSolver.prepare(stencil, "multigrid", device_for((16, 12), CLUSTER))
+    solver.solve(rhs, rtol=1e-8, guess=None, max_iterations=200)
+    assert set(asked) == {("correct_and_measure", -1), ("pcg_on_chip", solver.plan().carveout)}
+
+
 def test_learned_weights_run_in_the_same_kernel(host_kernels):
     torch.manual_seed(7)
     stencil, rhs = problem((16, 18), 2)
@@ -211,6 +227,19 @@ def test_systems_of_different_size_in_units_are_solved_alike(host_kernels):
     assert [end.iterations for end in endings] == [end.iterations for end in plain]
 
 
+@pytest.mark.parametrize("way", [BLOCK, LARGE], ids=["block", "large"])
+def test_arrays_may_lie_in_memory_as_they_like(host_kernels, way):
+    generator = torch.Generator().manual_seed(2026)
+    a = torch.rand(2, 13, 11, generator=generator, dtype=torch.float64) + 0.1
+    active = torch.ones(1, 13, 11, dtype=torch.bool)
+    active[:, 3:5, 6:8] = False
+    stencil = diffusion(a.mT, active=active.mT)
+    assert not stencil.faces[0].is_contiguous()
+    rhs = torch.where(stencil.active, torch.randn(2, 11, 13, generator=generator, dtype=torch.float64), 0.0)
+    fields, endings = solve(stencil, rhs.mT.contiguous().mT, way)
+    certified(stencil, fields, rhs, endings)
+
+
 def test_selected_systems_are_solved_as_before(host_kernels):
     stencil, rhs = problem((10, 12), 4)
     solver = CudaSolver.prepare(stencil, "multigrid", device_for((10, 12), BLOCK))
@@ -218,6 +247,69 @@ def test_selected_systems_are_solved_as_before(host_kernels):
     some = torch.tensor([1, 3])
     fields, _ = solver.select(some).solve(rhs[some], rtol=1e-8, guess=None, max_iterations=100)
     assert torch.equal(fields, all_fields[some])
+
+
+def test_more_systems_than_a_launch_takes_are_solved_in_parts(host_kernels, monkeypatch):
+    stencil, rhs = problem((14, 13), 5)
+    whole, _ = solve(stencil, rhs, LARGE)
+    monkeypatch.setattr("forebay.kernels.large_grid.MOST_SYSTEMS", 2)
+    sizes = []
+
+    def work(part):
+        found, _ = solve(stencil.select(part), rhs[part], LARGE)
+        sizes.append(len(found))
+        return found
+
+    assert torch.equal(torch.cat(list(in_parts(work, 5, unit="nothing"))), whole)
+    assert sizes == [2, 2, 1]
+
+
+class Recordings:
+    """Stands for `recorded`; counts."""
+
+    def __init__(self, monkeypatch):
+        self.made = 0
+        monkeypatch.setattr("forebay.kernels.large_rounds.recorded", self)
+
+    def __call__(self, device, work):
+        self.made += 1
+        return work
+
+    @staticmethod
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("preconditioner", ["multigrid", "jacobi"])
+def test_large_grids_are_recorded_once_for_solves_of_as_many_right_hand_sides(
+    host_kernels, monkeypatch, preconditioner
+):
+    recordings = Recordings(monkeypatch)
+    stencil, rhs = problem((14, 13), 4)
+    solver = CudaSolver.prepare(stencil, preconditioner, device_for((14, 13), LARGE, multigrid=False))
+    for some in (rhs, 1e3 * rhs.flip(0), rhs.roll(1, 2)):
+        fields, endings = solver.solve(some, rtol=1e-8, guess=None, max_iterations=200)
+        certified(stencil, fields, some, endings)
+        assert torch.equal(fields, solve(stencil, some, LARGE, preconditioner=preconditioner)[0])
+    assert recordings.made == 1 + 3
+    which = torch.tensor([1, 2, 3, 0])
+    fields, endings = solver.select(which).solve(rhs, rtol=1e-8, guess=None, max_iterations=200)
+    certified(stencil.select(which), fields, rhs, endings)
+    assert recordings.made == 5
+
+
+def test_of_large_grids_the_last_successful_recording_is_kept(host_kernels, monkeypatch):
+    recordings = Recordings(monkeypatch)
+    stencil, rhs = problem((14, 13), 1)[0], problem((14, 13), 3)[1]
+    solver = CudaSolver.prepare(stencil, "multigrid", device_for((14, 13), LARGE))
+    for count, made in ((3, 1), (2, 2), (2, 2), (3, 3)):
+        solver.solve(rhs[:count], rtol=1e-8, guess=None, max_iterations=200)
+        assert recordings.made == made
+        assert list(solver._kept) == [count]
+    monkeypatch.setattr(LargeRounds, "round", Recordings.exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        solver.solve(rhs, rtol=1e-8, guess=None, max_iterations=200)
+    assert not solver._kept
 
 
 @pytest.mark.gpu

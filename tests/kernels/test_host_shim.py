@@ -97,9 +97,43 @@ def test_shared_memory_starts_as_nan(launcher):
     assert np.isnan(out).all()
 
 
+def test_more_shared_memory_than_a_source_may_declare_is_a_fault(launcher):
+    out = np.zeros(64, np.float32)
+    launch(launcher, "declares", out, np.int32(0))
+    assert (out == 1).all()
+    with pytest.raises(KernelFault, match=r"49153 bytes of shared memory declared; a source may declare 49152, take"):
+        launch(launcher, "declares", out, np.int32(1))
+
+
 def test_more_shared_memory_than_a_block_has_is_a_fault(launcher):
-    with pytest.raises(KernelFault, match="240000 bytes of shared memory; a block has 232448"):
-        launch(launcher, "too_much", np.zeros(64, np.float32))
+    args = np.zeros(64, np.float32), np.int32(0)
+    launch(launcher, "declares", *args, shared=(227 - 48) * 1024)
+    with pytest.raises(KernelFault, match="232449 bytes of shared memory; a block has 232448"):
+        launch(launcher, "declares", *args, shared=(227 - 48) * 1024 + 1)
+
+
+@pytest.mark.parametrize(
+    ("launched", "message"),
+    [
+        ({"grid": (1, 65536)}, r"unwritten: \(1, 65536, 1\) blocks; CUDA takes at most \(2147483647, 65535, 65535\)"),
+        ({"grid": (1, 1, 65536)}, r"unwritten: \(1, 1, 65536\) blocks; CUDA takes at most"),
+        ({"grid": (2**31,)}, r"unwritten: \(2147483648, 1, 1\) blocks; CUDA takes at most"),
+        ({"block": (1, 1, 65)}, r"unwritten: \(1, 1, 65\) threads of a block; CUDA takes at most \(1024, 1024, 64\)"),
+        ({"block": (1025,)}, r"unwritten: \(1025, 1, 1\) threads of a block; CUDA takes"),
+        ({"block": (32, 33)}, "unwritten: blocks of 1056 threads; CUDA takes at most 1024"),
+        ({"shared": 232449}, "unwritten: 232449 bytes of shared memory; a block has 232448"),
+    ],
+)
+def test_launches_beyond_what_a_device_takes_are_refused(launcher, launched, message):
+    with pytest.raises(ValueError, match=message):
+        launch(launcher, "unwritten", np.zeros(64, np.float32), **launched)
+
+
+def test_launches_as_large_as_a_device_takes_run(launcher):
+    out, counted = ints(65535), np.zeros(1, np.int32)
+    launch(launcher, "order", out, counted, grid=(1, 65535), block=(1,))
+    assert counted == 65535
+    launch(launcher, "unwritten", np.zeros(1024, np.float32), block=(1024,), shared=232448)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

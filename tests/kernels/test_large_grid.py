@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from forebay.kernels.hierarchy import Hierarchy, Level
 from forebay.kernels.host.launcher import HostLauncher
 from forebay.kernels.large_grid import FLAGS, LargeGrid, _tiles, true_residual
 from forebay.kernels.multigrid import build_hierarchy, v_cycle
@@ -160,3 +161,17 @@ def test_batches_that_do_not_fit_are_refused(host_kernels):
     stencil, _ = problem((9, 5), 2)
     with pytest.raises(ValueError, match="a hierarchy of 2 systems for a batch of 3; it must be 1 or 3"):
         LargeGrid(launcher_of((9, 5)), build_hierarchy(stencil), stencil.reaction.float(), 3, block=BLOCK)
+
+
+def test_more_systems_than_a_launch_takes_are_refused():
+    stencil, _ = problem((9, 5), 1)
+    with pytest.raises(MemoryError, match="a batch of 65536 systems on a large grid; solve at most 65535 at once"):
+        LargeGrid(None, build_hierarchy(stencil), stencil.reaction.float(), 65536, block=BLOCK)
+
+
+def test_grids_beyond_32_bit_indices_are_refused():
+    shape, coarse = (864, 864, 864), (432, 432, 432)
+    number = torch.zeros(1, dtype=torch.float32)
+    finest = Level(number.expand(1, *shape), number.expand(1, 3, *shape), None, number.expand(1, 27, *coarse), None)
+    with pytest.raises(ValueError, match=r"\(864, 864, 864\) cells has too many for 32-bit indices; use fewer than"):
+        LargeGrid(None, Hierarchy((finest,), number), finest.diagonal, 1)

@@ -39,6 +39,16 @@ def test_the_shapes_of_the_benchmark_stay_on_a_hopper_chip(shape, cluster, kibib
     assert plan.shared_bytes == kibibytes * 1024
 
 
+@pytest.mark.parametrize("limits", [H200, A100], ids=["H200", "A100"])
+def test_the_blocks_of_a_multiprocessor_fit_what_is_carved_out_and_no_percent_is_too_much(limits):
+    plans = [plan for shape in SHAPES if (plan := plan_of(shape, limits, multigrid=True))]
+    assert {plan.resident for plan in plans} >= {1, 2, 4, 8}
+    for plan in plans:
+        # The driver's own kibibyte a block counts on both sides.
+        needed, whole = plan.resident * (plan.shared_bytes + STATIC_BYTES + 1024), limits.shared_bytes + 1024
+        assert whole * (plan.carveout - 1) < 100 * needed <= whole * plan.carveout <= 100 * whole
+
+
 def test_an_ampere_chip_keeps_128_squared_with_the_direction_outside_and_leaves_32_cubed_to_other_kernels():
     plan = plan_of((128, 128), A100, multigrid=True)
     assert (plan.cluster, plan.direction_on_chip, plan.shared_bytes) == (1, False, 144 * 1024)

@@ -7,6 +7,8 @@ from forebay.kernels import GridNetwork, Outcome, diffusion, prepare, solve
 from forebay.kernels.guard import Decision
 from forebay.kernels.stencil import apply
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
 
 class TestTorch(BackendSuite):
     @pytest.fixture
@@ -60,6 +62,7 @@ class TestCpu(BackendSuite):
 
 
 @pytest.mark.gpu
+@NEEDS_GPU
 class TestTorchOnGpu(BackendSuite):
     @pytest.fixture
     def backend(self):
@@ -71,6 +74,7 @@ class TestTorchOnGpu(BackendSuite):
 
 
 @pytest.mark.gpu
+@NEEDS_GPU
 class TestCuda(BackendSuite):
     @pytest.fixture
     def backend(self):

@@ -71,10 +71,15 @@ KERNEL(64) beyond(float* out, int where) {
 
 KERNEL(64) overflow(int* out) { out[threadIdx.x] += 2147483647; }
 
-KERNEL(64) too_much(float* out) {
-    SHARED(float, all, 60000);
+KERNEL(64) declares(float* out, int one_more) {
+    SHARED(float, all, 12288);
     all[threadIdx.x] = 1;
     out[threadIdx.x] = all[threadIdx.x];
+    if (one_more) {
+        SHARED(char, last, 1);
+        last[0] = 1;
+        out[threadIdx.x] = last[0];
+    }
 }
 
 KERNEL(64) neighbours(int* out, int leave_early) {

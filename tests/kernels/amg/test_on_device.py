@@ -109,6 +109,17 @@ def test_columns_end_by_themselves(host_kernels):
     assert (short.outcome, short.iterations) == (Outcome.MAX_ITERATIONS, 2)
 
 
+@pytest.mark.parametrize("blocks", [0, 3], ids=["launches", "one kernel"])
+def test_many_right_hand_sides_go_in_groups(host_kernels, monkeypatch, blocks):
+    monkeypatch.setattr("forebay.kernels.amg.on_device.MOST_COLUMNS", 2)
+    matrix, iteration = grid_mesh(15, 2).reference, on_host(blocks=blocks)
+    rhs = np.random.default_rng(7).standard_normal((matrix.shape[0], 5)) * [1, 1e3, 0, 1e-3, 1]
+    x, records = solver_of(matrix, iteration).solve(rhs, rtol=1e-9)
+    assert residuals(matrix, x[:, [0, 1, 3, 4]], rhs[:, [0, 1, 3, 4]]).max() <= 1e-9
+    assert [record.iterations > 0 for record in records] == [True, True, False, True, True]
+    assert {dict(key[1:])["NRHS"] for key in iteration._launchers.made} == {"1", "2"}
+
+
 def test_a_matrix_that_is_not_definite_is_told(host_kernels):
     matrix = grid_mesh(15, 2).reference.copy()
     solver = solver_of(matrix, on_host())

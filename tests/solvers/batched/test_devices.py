@@ -66,7 +66,9 @@ def test_a_gpu_that_is_not_there_is_said_so(monkeypatch):
         solved(PROBLEMS["darcy"], "cuda")
     assert engine.resolve_backend("auto") == "cpu"
     monkeypatch.setattr(engine, "gpu_visible", lambda: True)
-    assert engine.resolve_backend("auto") == "cuda"
+    for installed, backend in ((True, "cuda"), (False, "torch")):
+        monkeypatch.setattr(engine, "is_available", lambda installed=installed: installed)
+        assert engine.resolve_backend("auto") == backend
 
 
 @pytest.mark.parametrize(
