@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forebay.kernels.amg.cycle import prolong_add, restrict_residual, smooth, smooth_first
+from forebay.kernels.amg.cycle import (
+    add_rows,
+    prolong_add,
+    residual,
+    restrict_residual,
+    restrict_rows,
+    smooth,
+    smooth_first,
+)
 from forebay.kernels.amg.numbers import set_up_level
 from forebay.kernels.amg.plans import LevelPlan
 from forebay.kernels.amg.symbolic import Symbolic
@@ -29,6 +37,8 @@ class LevelNumbers:
     smoother: np.ndarray
     prolong: np.ndarray
     """Blocks of P, (blocks,) for one candidate."""
+    restrict: np.ndarray
+    """The same by the rows of Pᵀ for one candidate, else empty."""
 
 
 class Hierarchy:
@@ -79,6 +89,8 @@ class Hierarchy:
             np.multiply(values, 1 / self._scale, out=level.values, casting="same_kind")
             np.multiply(level.smoother_exact, self._scale, out=level.smoother, casting="same_kind")
             level.prolong[...] = level.prolong_exact.reshape(level.prolong.shape)
+            if level.plan.candidates == 1:
+                np.take(level.prolong, level.plan.restrict_order, out=level.restrict)
             values = level.coarse
         self._coarsest.ravel()[self._coarsest_places] = values
         if not self._levels:
@@ -98,18 +110,21 @@ class Hierarchy:
             return np.matmul(self._inverse, r, out=panel.result)
         level, below = self._levels[depth], panels[depth + 1]
         plan = level.plan
-        matrix, blocks = (
-            (plan.indptr, plan.indices, level.values),
-            (plan.prolong_indptr, plan.prolong_indices, level.prolong),
-        )
+        matrix = (plan.indptr, plan.indices, level.values)
         z, other = panel.z, panel.result
         smooth_first(level.smoother, r, z)
         for _ in range(self.sweeps - 1):
             smooth(*matrix, level.smoother, r, z, panel.work, other)
             z, other = other, z
-        restrict_residual(*matrix, r, z, *blocks, panel.work, below.residual)
-        correction = self._cycle(below.residual, depth + 1, panels)
-        prolong_add(*blocks, correction, z)
+        if r.ndim == 1 and plan.candidates == 1:
+            rows = (plan.restrict_indptr, plan.restrict_indices, level.restrict)
+            residual(*matrix, r, z, other)
+            restrict_rows(*rows, other, below.residual)
+            add_rows(*rows, self._cycle(below.residual, depth + 1, panels), z)
+        else:
+            blocks = (plan.prolong_indptr, plan.prolong_indices, level.prolong)
+            restrict_residual(*matrix, r, z, *blocks, panel.work, below.residual)
+            prolong_add(*blocks, self._cycle(below.residual, depth + 1, panels), z)
         for _ in range(self.sweeps):
             smooth(*matrix, level.smoother, r, z, panel.work, other)
             z, other = other, z
@@ -142,6 +157,7 @@ def _level(plan: LevelPlan, dtype: np.dtype) -> LevelNumbers:
         values=np.empty(len(plan.indices), dtype=dtype),
         smoother=np.empty(plan.unknowns, dtype=dtype),
         prolong=np.empty(blocks if k == 1 else (blocks, k), dtype=dtype),
+        restrict=np.empty(blocks if k == 1 else 0, dtype=dtype),
     )
 
 

@@ -46,6 +46,12 @@ class LevelPlan(NamedTuple):
     """Blocks of every row of P."""
     prolong_indices: np.ndarray
     """Aggregate of every block, sorted in a row."""
+    restrict_indptr: np.ndarray
+    """Blocks of every row of Pᵀ."""
+    restrict_indices: np.ndarray
+    """Fine row of every block of Pᵀ, sorted in a row."""
+    restrict_order: np.ndarray
+    """Its block of P."""
     width: np.ndarray
     """Blocks of every row of A P."""
     product: np.ndarray
@@ -117,6 +123,7 @@ def make_plan(
     second = _coarse_places(
         prolong.indptr, prolong.indices, product.indptr, product.indices, coarse.indptr, coarse.indices, pairs
     )
+    order = np.argsort(prolong.indices, kind="stable")
     coarse_indptr, coarse_indices = _expand(coarse.indptr, coarse.indices, width)
     if width == 1:
         second += np.repeat(coarse.indptr[prolong.indices], np.diff(product.indptr)[_rows(prolong.indptr)])
@@ -131,6 +138,9 @@ def make_plan(
         place=_narrow(place),
         prolong_indptr=_index(prolong.indptr),
         prolong_indices=_index(prolong.indices),
+        restrict_indptr=_index(np.searchsorted(prolong.indices[order], np.arange(count + 1))),
+        restrict_indices=_index(_rows(prolong.indptr)[order]),
+        restrict_order=_index(order),
         width=_index(np.diff(product.indptr)),
         product=_narrow(first),
         galerkin=_index(second) if width == 1 else _narrow(second),
