@@ -67,19 +67,30 @@ def residual(
 
 
 @compiled
-def advance(alpha: np.ndarray, p: np.ndarray, q: np.ndarray, x: np.ndarray, r: np.ndarray, squares: np.ndarray) -> None:
-    """Step: x += α p, r -= α q, squares = Σ_i r_i²."""
+def advance(
+    alpha: np.ndarray,
+    p: np.ndarray,
+    q: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    squares: np.ndarray,
+    scale: np.ndarray,
+    low: np.ndarray,
+) -> None:
+    """Step: x += α p, r -= α q, squares = Σ_i r_i², and scale r in the precision of `low`."""
     squares[:] = 0.0
     for i in range(len(x)):
         if x.ndim == 1:
             x[i] += alpha[0] * p[i]
             r[i] -= alpha[0] * q[i]
             squares[0] += r[i] * r[i]
+            low[i] = scale[0] * r[i]
         else:
             for c in range(x.shape[1]):
                 x[i, c] += alpha[c] * p[i, c]
                 r[i, c] -= alpha[c] * q[i, c]
                 squares[c] += r[i, c] * r[i, c]
+                low[i, c] = scale[c] * r[i, c]
 
 
 @compiled

@@ -166,8 +166,8 @@ def _iterate(
     factor = 1 / np.where(active & (size > 0), size, 1.0)
     old = np.zeros(len(active))
     work.p[...] = 0.0
+    scaled(work.r, factor, work.low)
     while active.any():
-        scaled(work.r, factor, work.low)
         z = cycle(work.low)
         dot(work.r, z, work.products)
         new = work.products.copy()
@@ -178,7 +178,8 @@ def _iterate(
         columns.broken |= active & ~(work.products > 0)
         active &= ~columns.broken
         columns.iterations += active
-        advance(_quotient(new, work.products, active), work.p, work.q, work.x, work.r, work.squares)
+        alpha = _quotient(new, work.products, active)
+        advance(alpha, work.p, work.q, work.x, work.r, work.squares, factor, work.low)
         active &= (np.sqrt(work.squares) > rtol * columns.scale) & (columns.iterations < max_iterations)
         old = new
 

@@ -25,8 +25,8 @@ def probe(matrix: tuple[np.ndarray, np.ndarray, np.ndarray], cycle: Cycle, work:
     work.p[:] = 0.0
     energies = [float(work.squares[0])]
     factor, old = 1 / np.linalg.norm(work.r, keepdims=True), np.zeros(1)
+    scaled(work.r, factor, work.low)
     for _ in range(PROBE_STEPS):
-        scaled(work.r, factor, work.low)
         z = cycle(work.low)
         dot(work.r, z, work.products)
         new = work.products.copy()
@@ -34,7 +34,7 @@ def probe(matrix: tuple[np.ndarray, np.ndarray, np.ndarray], cycle: Cycle, work:
         multiply_dot(*matrix, work.p, work.q, work.products)
         if not (new > 0 and work.products > 0):
             break
-        advance(new / work.products, work.p, work.q, work.x, work.r, work.squares)
+        advance(new / work.products, work.p, work.q, work.x, work.r, work.squares, factor, work.low)
         old = new
         # x is the error, and r = -A x.
         dot(work.r, work.x, work.squares)
