@@ -17,8 +17,8 @@ from forebay.learners.amg_training import AmgMesh, AmgOptions, amg_step, make_am
 from forebay.learners.online_preconditioner import STEPS_A_VERSION
 
 PART, PARTS = 3_000, 4
-"""Unknowns of each part that is cut out of larger matrices, and how many parts.  On one core a step on four of them takes
-0.4 s in two dimensions and 0.7 s on tetrahedra; on whole matrices of 6,000 unknowns it would take 1 s and 1.5 s."""
+"""Unknowns of each part that is cut out of larger matrices, and how many parts.  On one core a step on four of them
+takes 0.4 s in two dimensions and 0.7 s on tetrahedra."""
 OPTIONS = AmgOptions(lr=2e-3, steps=10**9)
 """A tenth of the rate for a start from nothing, constant: the schedule is longer than any run."""
 

@@ -75,13 +75,14 @@ def check_solver(problem: Problem | SolidProblem, table: SolverTable, place: Pla
             f"solver.{what} is for solids (necked_bar, blade), whose samples are simulations; this problem is a linear "
             f"system: choose direct, cg, gmres, gcrodr, ..., or auto"
         )
-    method, facts = parse_method(linear_table(table, place)), facts_of(cast(Problem, problem))
+    linear = cast(Problem, problem)
+    method, facts = parse_method(linear_table(table, place)), facts_of(linear)
     check_method(method, facts)
     check_order(method, facts, sort=table.sort, guesses=table.guesses)
     for arm in (method,) if isinstance(method, Method) else method.arms:
         check_weights(arm, facts)
     if table.learned == ONLINE and table.preconditioner == "amg":
-        check_trainable(problem, facts)
+        check_trainable(linear, facts)
 
 
 def linear_table(table: SolverTable, place: Place | None = None) -> dict[str, Any]:

@@ -196,7 +196,7 @@ class AmgSolver:
         self._chosen = Hierarchy(self.symbolic, weights, self._dtype, self._sweeps)
         self._classical = Hierarchy(self.symbolic, CLASSICAL, self._dtype, self._sweeps) if self.guard else self._chosen
         self._active = self._classical
-        self.watch = Watch()
+        self.watch: Watch = Watch()
         self._label = "amg:learned" if learned else "amg"
 
     def _probe(self, guard: Probation) -> None:
