@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from forebay.cluster.online_training import make_training
 from forebay.cluster.specs import RunSpec
 from forebay.pipeline.errors import RunError
 from forebay.pipeline.journal import Journal
@@ -21,13 +22,9 @@ STEPS_A_BLOCK = 8
 
 
 class PreconditionerTrainer:
-    """Assembles samples of a block again and trains on their stencils; leaves a journal event for each version."""
+    """Assembles samples of a block again and trains on their matrices; leaves a journal event for each version."""
 
     def __init__(self, spec: RunSpec) -> None:
-        from forebay.learners.online_preconditioner import OnlinePreconditioner
-        from forebay.pipeline.sampling import sample_seed
-        from forebay.solvers.batched.stencil import StencilReader
-        from forebay.solvers.compose import PRECONDITIONER
         from forebay.solvers.problems import load_problem
 
         study = spec.study
@@ -35,11 +32,9 @@ class PreconditionerTrainer:
         self._problem = problem
         self._inputs = [field.name for field in spec.schema.inputs]
         indptr, indices = problem.pattern()
-        self._reader = StencilReader(indptr, indices, problem.grid_shape)
-        self._values = np.zeros(len(indices))
-        self._rhs = np.zeros(int(np.prod(problem.grid_shape)))
-        seed = sample_seed(study.seed, "preconditioner", 0) % 2**63
-        self._trainer = OnlinePreconditioner(spec.folder / PRECONDITIONER, len(problem.grid_shape), seed=seed)
+        self._values = np.zeros((OPERATORS, len(indices)))
+        self._rhs = np.zeros(len(indptr) - 1)
+        self._training = make_training(spec, problem, (indptr, indices))
         self._journal = spec.folder / "journal.jsonl"
         self._next = 0
         self._failed = False
@@ -70,21 +65,18 @@ class PreconditionerTrainer:
             start = time.perf_counter()
             chosen = rows[(self._next + np.arange(min(OPERATORS, len(rows)))) % len(rows)]
             self._next += len(chosen)
-            version = self._trainer.learn(*self._stencils(block, chosen))
-            metrics = self._trainer.metrics
-            if version and metrics is not None:
-                self._tell(
-                    "preconditioner_published", version=version, steps=self._trainer.steps, factor=metrics.factor
-                )
+            version = self._training.learn(self._matrices(block, chosen))
+            if version:
+                facts = {"steps": self._training.steps, "factor": self._training.factor}
+                self._tell("preconditioner_published", version=version, **facts)
             self._trained_s += time.perf_counter() - start
 
-    def _stencils(self, block: Block, rows: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        faces, reaction = self._reader.allocate(len(rows))
-        for k, row in enumerate(rows):
+    def _matrices(self, block: Block, rows: np.ndarray) -> np.ndarray:
+        """Entries (k, nnz) of these samples' matrices; the next ones overwrite them."""
+        for values, row in zip(self._values, rows, strict=False):
             draw = {name: block.arrays[name][row].astype(np.float64) for name in self._inputs}
-            self._problem.assemble({**draw, "parameters": block.arrays["parameters"][row]}, self._values, self._rhs)
-            self._reader.read(self._values, tuple(face[k] for face in faces), reaction[k])
-        return faces, reaction
+            self._problem.assemble({**draw, "parameters": block.arrays["parameters"][row]}, values, self._rhs)
+        return self._values[: len(rows)]
 
     def _tell(self, event: str, **facts: Any) -> None:
         journal = Journal(self._journal)

@@ -106,6 +106,9 @@ def decide(learned: float, classical: float, *, cost_ratio: float = 1.0) -> Deci
     )
 
 
+UNPROBED = Decision(False, math.inf, "not probed yet")
+
+
 @dataclass(slots=True)
 class Probation:
     """When to probe in a stream of systems, and what holds in between; probes may cost a share `budget` of the solving.
@@ -121,7 +124,7 @@ class Probation:
     """Iterations of probes so far."""
     solved: float = 0.0
     """Iterations of solves so far."""
-    decision: Decision = Decision(False, math.inf, "not probed yet")
+    decision: Decision = UNPROBED
     """What holds now."""
 
     def __post_init__(self) -> None:

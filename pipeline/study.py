@@ -125,7 +125,8 @@ class SolverTable(_Table):
     backend: Literal["auto", "cpu", "cuda", "torch"] = "auto"
     """What "batched" computes on; "auto": a GPU where there is one."""
     learned: str = ""
-    """Weights of a learned preconditioner for "batched", "boxmg" and "amg": "shipped", "online", or a file."""
+    """Weights of a learned preconditioner for "batched", "boxmg" and "amg": "shipped", a file, or "online", which
+    trains them in the run ("batched", and "cg" with "amg")."""
     options: dict[str, OptionValue] = {}
     """Raw PETSc options without prefix, for example { pc_gamg_threshold = 0.02 }."""
     arms: tuple[ArmTable, ...] = ()

@@ -255,7 +255,8 @@ def _arm(entry: Mapping[str, Any], index: int, shared: Mapping[str, Any]) -> Met
         raise StudyError(f"solver.arms[{index}].method = 'auto' cannot be its own arm; name a method")
     if entry.get("learned") == "online":
         raise StudyError(
-            f"solver.arms[{index}].learned = 'online' needs solver.method = 'batched'; use 'shipped', or a file"
+            f"solver.arms[{index}].learned = 'online' needs solver.method = 'batched' or 'cg', not 'auto'; use "
+            f"'shipped', or a file"
         )
     try:
         return Method(**{**shared, **entry})

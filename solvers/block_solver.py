@@ -44,7 +44,7 @@ class BlockSolver:
     hold NaN.  A problem that breaks its contract (wrong names or shapes) ends the run.  `sort` solves the samples of a
     block along a chain of near neighbours; `guesses` starts iterations from the best combination of so many earlier
     solutions of the block (4 ... 16; 0: from zero).  By "batched" all samples of a block are solved together, on
-    `threads` cores or a GPU; weights that appear in the folder `published` are taken at the start of the next block.
+    `threads` cores or a GPU.  Weights that appear in the folder `published` are taken at the start of the next block.
     With `keep_resident`, what a device has solved stays there as well, for a learner of the same process.
     A sample that failed is drawn anew up to `redraws` times, which shifts the distribution of what is kept away from
     where the problem is hard; 0 keeps the failure.
@@ -198,7 +198,7 @@ class BlockSolver:
     def _take_published(self) -> None:
         """Weights that have been trained since the block before."""
         weights = None if self._published is None else self._published.newer()
-        if weights is not None and not isinstance(self._solver, LinearSolver | Portfolio):
+        if weights is not None and not isinstance(self._solver, Portfolio):
             self._solver.use(weights)
 
     def _begin_block(self) -> None:

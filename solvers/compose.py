@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +14,17 @@ from forebay.pipeline.sampling import DesignKind
 from forebay.pipeline.stages import Problem, StructuredProblem
 from forebay.pipeline.study import SolverTable
 from forebay.solvers.arms import check_method, check_order, check_weights, facts_of, parse_method
-from forebay.solvers.batched.weights import NAMED_WEIGHTS, ONLINE, WeightsFolder
+from forebay.solvers.batched.weights import (
+    NAMED_WEIGHTS,
+    ONLINE,
+    Weights,
+    WeightsFolder,
+    load_aggregation_weights,
+    load_weights,
+)
 from forebay.solvers.methods import Method
 from forebay.solvers.problems.solid import SolidProblem, is_solid
+from forebay.solvers.trainable import check_trainable
 
 _SOLID_METHODS = ("full", "rom")
 _SOLID_KEYS = ("method", "rtol", "actors", "rom")
@@ -66,11 +75,14 @@ def check_solver(problem: Problem | SolidProblem, table: SolverTable, place: Pla
             f"solver.{what} is for solids (necked_bar, blade), whose samples are simulations; this problem is a linear "
             f"system: choose direct, cg, gmres, gcrodr, ..., or auto"
         )
-    method, facts = parse_method(linear_table(table, place)), facts_of(cast(Problem, problem))
+    linear = cast(Problem, problem)
+    method, facts = parse_method(linear_table(table, place)), facts_of(linear)
     check_method(method, facts)
     check_order(method, facts, sort=table.sort, guesses=table.guesses)
     for arm in (method,) if isinstance(method, Method) else method.arms:
         check_weights(arm, facts)
+    if table.learned == ONLINE and table.preconditioner == "amg":
+        check_trainable(linear, facts)
 
 
 def linear_table(table: SolverTable, place: Place | None = None) -> dict[str, Any]:
@@ -109,9 +121,6 @@ def make_linear(problem: Problem, table: SolverTable, sampling: Sampling, place:
     from forebay.solvers.block_solver import BlockSolver
 
     place = place or Place()
-    published = None
-    if table.learned == ONLINE and place.run_folder is not None:
-        published = WeightsFolder(place.run_folder / PRECONDITIONER, len(cast(StructuredProblem, problem).grid_shape))
     return BlockSolver(
         problem,
         parse_method(linear_table(table, place)),
@@ -121,10 +130,20 @@ def make_linear(problem: Problem, table: SolverTable, sampling: Sampling, place:
         sort=table.sort,
         guesses=table.guesses,
         threads=place.threads,
-        published=published,
+        published=_published(problem, table, place),
         keep_resident=place.keep_resident,
         redraws=sampling.redraws,
     )
+
+
+def _published(problem: Problem, table: SolverTable, place: Place) -> WeightsFolder | None:
+    """Where a run's versions appear; None where none will."""
+    if table.learned != ONLINE or place.run_folder is None:
+        return None
+    load: Callable[[str], Weights | None] = load_aggregation_weights
+    if table.method == "batched":
+        load = partial(load_weights, dimension=len(cast(StructuredProblem, problem).grid_shape))
+    return WeightsFolder(place.run_folder / PRECONDITIONER, load)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from forebay.pipeline.errors import StudyError
 from forebay.pipeline.records import Outcome
 from forebay.pipeline.stages import Symmetry
 from forebay.solvers.assemble import System
+from forebay.solvers.batched.weights import Weights
 from forebay.solvers.configure import make_ksp, one_line
 from forebay.solvers.krylov.reuse import RefreshRule
 from forebay.solvers.krylov.space import RecycleSpace
@@ -89,6 +90,9 @@ class LinearSolver:
         self._rule = RefreshRule()
         self._watched = False
         self._ksp: Any = None
+        self._aggregation: Any = None
+        """The context of the preconditioner "amg", whose weights can be replaced."""
+        self._weights: Weights | None = None
         self._checked_state: int | None = None
         self._options_checked = not method.options
         self.seconds_certifying = 0.0
@@ -96,8 +100,10 @@ class LinearSolver:
 
     @property
     def label(self) -> str:
-        """The method's name in the records, for example "direct:petsc-cholesky" or "cg+gamg"."""
-        return self.choice.label
+        """The method's name in the records: "direct:petsc-cholesky", "cg+gamg", "cg+amg(learned-v0003)"."""
+        if self._aggregation is None:
+            return self.choice.label
+        return f"{self.choice.ksp}+{self.choice.pc}{self._aggregation.detail}"
 
     @property
     def space(self) -> RecycleSpace | None:
@@ -111,6 +117,11 @@ class LinearSolver:
             self._ksp.destroy()
             self._build()
         self._take_space(space)
+
+    def use(self, weights: Weights) -> None:
+        """Precondition by other weights of smoothed aggregation from the next solve on."""
+        self._weights = weights
+        self._aggregation.use(weights)
 
     def _take_space(self, space: RecycleSpace | None) -> None:
         if self.choice.recycles:
@@ -292,6 +303,10 @@ class LinearSolver:
     def _build(self) -> None:
         """Make the KSP; cheap until its first solve."""
         self._ksp = make_ksp(self.system.matrix, self.method, self.choice, self._prefix, self._grid)
+        if self.choice.pc == "amg":
+            self._aggregation = self._ksp.getPC().getPythonContext()
+            if self._weights is not None:
+                self._aggregation.use(self._weights)
         self._rule.lost()
         self._watched = False
 

@@ -162,8 +162,8 @@ class Method:
     backend: Backend = "auto"
     """What "batched" computes on: "cpu", "cuda" (our kernels), "torch" (anywhere); "auto": a GPU where there is one."""
     learned: str = ""
-    """Weights for "batched", "boxmg" and "amg": none, "shipped", "online" (trained in the run; batched only), or a
-    file."""
+    """Weights for "batched", "boxmg" and "amg": none, "shipped", a file, or "online": trained in the run, for "batched"
+    and for "cg" with "amg"."""
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     """Raw PETSc options without prefix, for example {"pc_gamg_threshold": 0.02}."""
 
@@ -248,10 +248,11 @@ class Method:
                 f"= {preconditioner!r}; leave it out, or use method = 'batched', or preconditioner = "
                 f"{' or '.join(map(repr, OURS))}"
             )
-        if self.learned == "online" and not batched:
+        if self.learned == "online" and not batched and (self.method, preconditioner) != ("cg", "amg"):
             raise StudyError(
-                "solver.learned = 'online' works with solver.method = 'batched' only, which looks for new weights "
-                "before each block; use 'shipped', or a file"
+                f"solver.learned = 'online' works with solver.method = 'batched', or 'cg' with preconditioner = 'amg', "
+                f"which look for new weights before each block, not with {self.method!r} and {preconditioner!r}; "
+                f"use 'shipped', or a file"
             )
 
     def _check_parameters(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from forebay.kernels.amg.probe import probe
 from forebay.kernels.amg.symbolic import THRESHOLD, make_symbolic
 from forebay.kernels.amg.watch import Watch
 from forebay.kernels.amg.weights import CLASSICAL, AmgWeights
-from forebay.kernels.guard import PROBE_STEPS, Decision, Probation, decide
+from forebay.kernels.guard import PROBE_STEPS, UNPROBED, Decision, Probation, decide
 from forebay.kernels.records import Outcome, SystemRecord
 
 PROBE_COST = 2 * PROBE_STEPS + 8
@@ -76,13 +77,10 @@ class AmgSolver:
             indptr, indices, reference, candidates=candidates, block_size=block_size, threshold=threshold
         )
         self._dtype = np.dtype(precision)
-        learned = len(weights.hidden) > 0
-        self.guard = (Probation() if guard is True else guard or None) if learned else None
-        self._chosen = Hierarchy(self.symbolic, weights, self._dtype, sweeps)
-        self._classical = Hierarchy(self.symbolic, CLASSICAL, self._dtype, sweeps) if self.guard else self._chosen
-        self._active = self._classical
-        self.watch = Watch()
-        self._label = "amg:learned" if learned else "amg"
+        self._sweeps = sweeps
+        self.probation = Probation() if guard is True else guard or None
+        """Of learned weights, those of a later `use` included; None trusts them."""
+        self._take(weights)
         self._matrix = (indptr.astype(np.uint32), indices.astype(np.uint32), np.array(reference, dtype=np.float64))
         self._diagonal = np.flatnonzero(np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)) == indices)
         self._workspaces: dict[tuple[int, ...], pcg.Workspace] = {}
@@ -133,6 +131,16 @@ class AmgSolver:
         self._active.set_up(self._matrix[2])
         self._iteration.set_up(self._matrix, self._active)
 
+    def use(self, weights: AmgWeights) -> None:
+        """Other weights from now on, for the present matrix too; aggregates and plans stay.
+
+        Probation begins anew, the classical cycle serving until a probe, within the budget of the whole stream.
+        """
+        if self.probation:
+            self.probation = replace(self.probation, decision=UNPROBED)
+        self._take(weights)
+        self.setup(self._matrix[2])
+
     def cycle(self, r: np.ndarray, z: np.ndarray) -> None:
         """Write z = B r for float64 vectors (n,) or panels (n, c); B is symmetric positive definite to rounding."""
         work = self._workspace(r.shape)
@@ -170,17 +178,26 @@ class AmgSolver:
         work.x[:] = 0.0 if guess is None else np.where(finite, guess, 0.0)
         wanted = np.where(finite, rhs, 0.0)
         result = pcg.solve(self._matrix, self._iteration, wanted, work, rtol=rtol, max_iterations=max_iterations)
-        if self.guard:
-            self.guard.advanced(float(result.iterations.max()))
-            if guess is None:
-                slowest = int(result.iterations.argmax())
-                self.watch.solved(
-                    learned=self._active is self._chosen,
-                    residual=float(result.residuals[slowest]),
-                    iterations=int(result.iterations[slowest]),
-                )
+        if self.probation:
+            self.probation.advanced(float(result.iterations.max()))
+        if self.guard and guess is None:
+            slowest = int(result.iterations.argmax())
+            self.watch.solved(
+                learned=self._active is self._chosen,
+                residual=float(result.residuals[slowest]),
+                iterations=int(result.iterations[slowest]),
+            )
         records = [self._record(result, c) if finite[c] else self._refused(_BAD_INPUT) for c in range(len(finite))]
         return np.where(finite, work.x, np.nan), tuple(records)
+
+    def _take(self, weights: AmgWeights) -> None:
+        learned = len(weights.hidden) > 0
+        self.guard = self.probation if learned else None
+        self._chosen = Hierarchy(self.symbolic, weights, self._dtype, self._sweeps)
+        self._classical = Hierarchy(self.symbolic, CLASSICAL, self._dtype, self._sweeps) if self.guard else self._chosen
+        self._active = self._classical
+        self.watch: Watch = Watch()
+        self._label = "amg:learned" if learned else "amg"
 
     def _probe(self, guard: Probation) -> None:
         """Compare both cycles on the present matrix."""

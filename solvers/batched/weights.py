@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ class Weights:
     """Weights and the name that records give them."""
 
     value: Any
-    """A `kernels.grid_weights.GridWeights`."""
+    """A `kernels.grid_weights.GridWeights`, or a `kernels.amg.weights.AmgWeights`."""
     name: str
     """"learned-v0003" of a version, "learned-shipped", else "learned-" and the head of the digest; one word."""
 
@@ -42,21 +43,22 @@ def load_weights(learned: str, dimension: int) -> Weights | None:
     return Weights(value, "learned-shipped" if learned == SHIPPED else _name(value))
 
 
-def load_aggregation_weights(learned: str) -> Any:
-    """What `solver.learned` names for smoothed aggregation, a `kernels.amg.weights.AmgWeights`; None for none.
+def load_aggregation_weights(learned: str) -> Weights | None:
+    """What `solver.learned` names for smoothed aggregation; None for none, and for those still to be trained.
 
     Raises:
         StudyError: the file is missing, damaged, or of another kind or version.
     """
-    if not learned:
+    if learned in ("", ONLINE):
         return None
     from forebay.kernels.amg.weights import AmgWeights
     from forebay.kernels.weight_file import WeightsError
 
     try:
-        return AmgWeights.shipped() if learned == SHIPPED else AmgWeights.load(Path(learned))
+        value = AmgWeights.shipped() if learned == SHIPPED else AmgWeights.load(Path(learned))
     except (WeightsError, OSError) as error:
         raise StudyError(f"solver.learned = {learned!r} cannot be used: {error}") from error
+    return Weights(value, "learned-shipped" if learned == SHIPPED else _name(value))
 
 
 def _name(value: Any) -> str:
@@ -68,7 +70,8 @@ class WeightsFolder:
     """Versions vNNNN.safetensors that a trainer publishes while the run goes on; the largest number is the latest."""
 
     path: Path
-    dimension: int
+    load: Callable[[str], Weights | None]
+    """Reads a file, by its name."""
     _seen: int = 0
 
     def newer(self) -> Weights | None:
@@ -83,4 +86,4 @@ class WeightsFolder:
         if latest is None or latest[0] <= self._seen:
             return None
         self._seen = latest[0]
-        return load_weights(str(latest[1]), self.dimension)
+        return self.load(str(latest[1]))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from forebay.solvers.batched.stencil import StencilReader
-from forebay.solvers.batched.weights import load_aggregation_weights, load_weights
+from forebay.solvers.batched.weights import Weights, load_aggregation_weights, load_weights
 from forebay.solvers.petsc import petsc
 
 
@@ -66,6 +66,7 @@ class AggregationPc:
     Aggregates come from the graph of the pattern, once: as those of PETSc's GAMG by default they depend on no sample
     solved before, and unlike those they need no symbolic set-up for each.  The matrix's near-null space and block size
     are heeded.  State: the numbers of the present matrix, and with learned weights what their guard has found so far.
+    `learned` as a study's key: "", "shipped", "online" (classical until `use`), or a file.
 
     Raises:
         StudyError: weights that cannot be used.
@@ -78,11 +79,10 @@ class AggregationPc:
         block = matrix.getBlockSize()
         self._diagonal, reference = graph_laplacian(indptr, indices, block)
         candidates = _near_null_space(matrix)
-        self._name = "learned" if learned else "classical"
         options: dict[str, Any] = {} if candidates is None else {"candidates": candidates, "threshold": 0.0}
-        weights, self._failed = load_aggregation_weights(learned), False
-        if weights is not None:
-            options["weights"] = weights
+        self._weights, self._failed = load_aggregation_weights(learned), False
+        if self._weights is not None:
+            options["weights"] = self._weights.value
         self._solver = AmgSolver(indptr, indices, reference, block_size=block, **options)
 
     def setUp(self, pc: Any) -> None:
@@ -93,18 +93,30 @@ class AggregationPc:
         if not fault:
             self._solver.setup(values)
 
+    def use(self, weights: Weights) -> None:
+        """Other weights from the next application on, same aggregates; their probation begins anew."""
+        self._weights = weights
+        self._solver.use(weights.value)
+
+    @property
+    def detail(self) -> str:
+        """What serves the present matrix: "" for the classical cycle, "(learned-v0003)", or "(guard)" in its place."""
+        if self._weights is None:
+            return ""
+        return "(guard)" if self._solver.preconditioner == "amg(guard)" else f"({self._weights.name})"
+
     def apply(self, pc: Any, x: Any, y: Any) -> None:
         """One V-cycle from zero: y ≈ A⁻¹ x."""
         if self._failed:
             y.set(np.inf)
             return
         self._solver.cycle(x.getArray(readonly=True), y.getArray())
-        if self._solver.guard is not None:
-            self._solver.guard.advanced(1)
+        if self._solver.probation is not None:
+            self._solver.probation.advanced(1)
 
     def view(self, pc: Any, viewer: Any) -> None:
         """One line for -ksp_view."""
-        viewer.printfASCII(f"  smoothed aggregation, {self._name}\n")
+        viewer.printfASCII(f"  smoothed aggregation, {self.detail or 'classical'}\n")
 
 
 def _told(pc: Any, fault: bool) -> bool:

@@ -123,7 +123,8 @@ def test_the_trainer_sees_the_matrices_that_were_solved(tmp_path, small_weights,
     assert trains_preconditioner(spec)
     seen = []
     trainer = PreconditionerTrainer(spec)
-    monkeypatch.setattr(trainer._trainer, "learn", lambda faces, reaction: seen.append((faces, reaction)) or 0)
+    online = trainer._training._trainer
+    monkeypatch.setattr(online, "learn", lambda faces, reaction: seen.append((faces, reaction)) or 0)
     solver = make_solver(spec)
     block, validation = solver.solve_block("train", 0), solver.solve_block("validation", 0)
     trainer.learn(validation)
@@ -148,7 +149,7 @@ def test_a_training_that_diverges_ends_with_a_word_in_the_journal(tmp_path, smal
         calls.append(len(reaction))
         raise RunError("the training of the preconditioner has diverged")
 
-    monkeypatch.setattr(trainer._trainer, "learn", failing)
+    monkeypatch.setattr(trainer._training._trainer, "learn", failing)
     solver = make_solver(spec)
     block = solver.solve_block("train", 0)
     trainer.learn(block)

@@ -57,7 +57,12 @@ def test_a_method_of_the_kernels_is_named(options, label):
         ({"method": "direct", "learned": "shipped"}, r"solver.learned = 'shipped' has no use with .* 'direct'"),
         (
             {"method": "cg", "preconditioner": "boxmg", "learned": "online"},
-            r"solver.learned = 'online' works with solver.method = 'batched' only",
+            r"solver.learned = 'online' works with solver.method = 'batched', or 'cg' with preconditioner = 'amg', "
+            r"which look for new weights before each block, not with 'cg' and 'boxmg'; use 'shipped', or a file",
+        ),
+        (
+            {"method": "gmres", "preconditioner": "amg", "learned": "online"},
+            r"solver.learned = 'online' works with .*, not with 'gmres' and 'amg'; use 'shipped'",
         ),
     ],
 )
@@ -101,7 +106,7 @@ def test_an_arm_is_of_this_process_s_processor():
     )
     with pytest.raises(StudyError, match=r"solver.arms\[0\].backend does not exist"):
         parse_method({"method": "auto", "arms": [{"method": "batched", "backend": "cuda"}]})
-    with pytest.raises(StudyError, match=r"solver.arms\[0\].learned = 'online' needs solver.method = 'batched'"):
+    with pytest.raises(StudyError, match=r"solver.arms\[0\].learned = 'online' needs .* 'batched' or 'cg'"):
         parse_method({"method": "auto", "arms": [{"method": "batched", "learned": "online"}]})
 
 
