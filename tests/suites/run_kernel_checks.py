@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 
 from suites.kernel_families import FAMILIES
 from suites.kernel_mutants import MUTANTS, misplaced, plant
@@ -65,12 +64,9 @@ def run(family, launchers, mutant=0, changed=None):
 
 
 def libraries(jobs):
-    """Builds of (family, source, text) at two at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        made = [
-            pool.submit(build, name, FAMILIES[family].macros, sanitise=True, text=text) for family, name, text in jobs
-        ]
-        return [one.result() for one in made]
+    """Builds of (family, source, text), one after another: a thread of a pool that has just been joined may still free
+    memory, and a fork then inherits the sanitiser's locked allocator and waits for ever."""
+    return [build(name, FAMILIES[family].macros, sanitise=True, text=text) for family, name, text in jobs]
 
 
 def clean():
