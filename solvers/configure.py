@@ -7,7 +7,8 @@ from typing import Any
 from forebay.pipeline.errors import StudyError
 from forebay.solvers.krylov.ksp import DeflatedCgKsp, GcroDrKsp
 from forebay.solvers.krylov.multigrid import configure_multigrid
-from forebay.solvers.methods import OURS, Choice, Method, OptionValue
+from forebay.solvers.method_names import OURS, OptionValue
+from forebay.solvers.methods import Choice, Method
 from forebay.solvers.petsc import petsc
 
 

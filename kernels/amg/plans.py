@@ -112,10 +112,7 @@ def make_plan(
     aggregate = np.repeat(aggregates, block).astype(np.int32)
     used = aggregate[source] >= 0
     prolong = _pattern(rows[used], aggregate[source[used]], (n, count))
-    product = (_ones(indptr, indices, (n, n)) @ prolong).tocsr()
-    product.sort_indices()
-    coarse = (prolong.T.tocsr() @ product).tocsr()
-    coarse.sort_indices()
+    product, coarse = _galerkin_patterns(_ones(indptr, indices, (n, n)), prolong)
     entries = np.diff(prolong.indptr)[indices].sum()
     pairs = (np.diff(prolong.indptr).astype(np.int64) * np.diff(product.indptr)).sum()
     place = _places(rows, aggregate[source], prolong.indptr, prolong.indices, len(indices))
@@ -148,6 +145,15 @@ def make_plan(
         coarse_indices=_index(coarse_indices),
         depth=depth,
     )
+
+
+def _galerkin_patterns(matrix: csr_array, prolong: csr_array) -> tuple[csr_array, csr_array]:
+    """A P and Pᵀ A P with sorted columns."""
+    product = (matrix @ prolong).tocsr()
+    product.sort_indices()
+    coarse = (prolong.T.tocsr() @ product).tocsr()
+    coarse.sort_indices()
+    return product, coarse
 
 
 def _rows(indptr: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from forebay.pipeline.errors import StudyError
 from forebay.pipeline.records import Outcome
 from forebay.solvers.batched.stencil import Faces
 from forebay.solvers.batched.weights import Weights
-from forebay.solvers.methods import Backend, Method
+from forebay.solvers.method_names import Backend
+from forebay.solvers.methods import Method
 
 MARGIN = 0.9
 """Of `rtol`, asked of a kernel: its own residual is of the stencil, the certificate of the matrix, and they differ by
