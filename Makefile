@@ -45,13 +45,13 @@ check: $(VENV)/.ready  ## style, types, import contracts
 bench: $(VENV)/.ready  ## every benchmark in full; results go to benchmarks/results
 	@status=0; for name in overlap ring online_vs_offline fno_step recycling skr auto solves_per_second \
 	  rom_accuracy academic_cube rom_adaptive indicator cubature_scaling local_bases \
-	  batched_cpu batched_gpu learned dcdm dataset_io scaling chaos; do \
+	  batched_cpu batched_gpu learned online_aggregation dcdm dataset_io scaling chaos; do \
 	  $(BIN)/python benchmarks/$$name.py --write || status=1; done; exit $$status
 
 bench-quick: $(VENV)/.ready  ## every benchmark in under a minute each
 	@status=0; for name in overlap ring online_vs_offline fno_step recycling skr auto solves_per_second \
 	  rom_accuracy academic_cube rom_adaptive indicator cubature_scaling local_bases \
-	  batched_cpu batched_gpu learned dcdm dataset_io scaling chaos; do \
+	  batched_cpu batched_gpu learned online_aggregation dcdm dataset_io scaling chaos; do \
 	  $(BIN)/python benchmarks/$$name.py --quick || status=1; done; exit $$status
 
 docs: $(VENV)/.ready  ## the documentation as a site in build/docs; fails on a broken link

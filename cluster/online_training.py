@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,13 +15,10 @@ class OnlineTraining(Protocol):
     """A trainer that publishes versions into the run folder."""
 
     @property
-    def steps(self) -> int:
-        """Trained in this process."""
-        ...
-
-    @property
-    def factor(self) -> float:
-        """Mean reduction of the error by an iteration, of the latest step; NaN before the first."""
+    def facts(self) -> Mapping[str, float]:
+        """What the journal tells of a version: `steps` in this process, `factor` of the latest (mean reduction of the
+        error by an iteration), and what else the trainer knows.
+        """
         ...
 
     def learn(self, values: np.ndarray) -> int:
@@ -36,15 +33,9 @@ class StencilTraining:
         self._trainer, self._reader = trainer, reader
 
     @property
-    def steps(self) -> int:
-        """Trained in this process."""
-        return int(self._trainer.steps)
-
-    @property
-    def factor(self) -> float:
-        """Convergence factor of the latest step."""
-        metrics = self._trainer.metrics
-        return math.nan if metrics is None else float(metrics.factor)
+    def facts(self) -> Mapping[str, float]:
+        """Steps, and the convergence factor of the latest."""
+        return {"steps": self._trainer.steps, "factor": float(self._trainer.metrics.factor)}
 
     def learn(self, values: np.ndarray) -> int:
         """One step on the stencils that the entries (k, nnz) are."""

@@ -67,8 +67,7 @@ class PreconditionerTrainer:
             self._next += len(chosen)
             version = self._training.learn(self._matrices(block, chosen))
             if version:
-                facts = {"steps": self._training.steps, "factor": self._training.factor}
-                self._tell("preconditioner_published", version=version, **facts)
+                self._tell("preconditioner_published", version=version, **self._training.facts)
             self._trained_s += time.perf_counter() - start
 
     def _matrices(self, block: Block, rows: np.ndarray) -> np.ndarray:

@@ -15,6 +15,9 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
+
+from forebay.solvers.problems import load_problem
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -31,6 +34,7 @@ CLAIMS = (
     "indicator",
     "learned",
     "local_bases",
+    "online_aggregation",
     "online_vs_offline",
     "overlap",
     "recycling",
@@ -399,3 +403,37 @@ def test_what_is_not_certified_is_not_timed(benchmark):
     stencil, rhs = module.problem(module.Case((16, 16), 2), "cpu")
     with pytest.raises(RuntimeError, match="not certified"):
         module.sparse_cg(np, "scipy", stencil, rhs, 1, rtol=1e-3)
+
+
+# -- online_aggregation ------------------------------------------------------------------------------------------------
+
+
+def test_new_media_are_what_they_say(benchmark):
+    module = benchmark("online_aggregation")
+    case = module.Case("any", "darcy", {"size": 32, "coefficient": "log_normal"})
+    problem = load_problem("darcy", case.options, folder=Path())
+    indptr, indices = problem.pattern()
+    values, _ = next(case.stream(problem))
+    matrix = csr_array((values, indices, indptr))
+    dense = matrix.toarray()
+    squeezed, reacting = (
+        csr_array((change(matrix, np.random.default_rng(7)), indices, indptr)).toarray()
+        for change in (module.stretched, module.reacting)
+    )
+    along, across = (np.eye(1024, k=k, dtype=bool) for k in (1, 32))
+    np.testing.assert_array_equal(squeezed[along], dense[along])
+    np.testing.assert_allclose(squeezed[across], dense[across] / 50)
+    np.testing.assert_allclose(squeezed.sum(axis=1), dense.sum(axis=1), atol=1e-12)
+    added = reacting - dense
+    np.testing.assert_allclose(added, np.diag(np.full(1024, added[0, 0])), atol=1e-12)
+    assert 0.01 < added[0, 0] < 0.1
+
+
+def test_online_training_is_compared_on_samples_that_come_later(benchmark, monkeypatch):
+    module = benchmark("online_aggregation")
+    monkeypatch.setattr(module, "STEPS_A_VERSION", 1)
+    monkeypatch.setattr(module, "HELD_OUT", 3)
+    found = module.study(module.Case("any", "darcy", {"size": 32}), 2)
+    assert (found.unknowns, found.steps, found.versions) == (1024, 2, 0)
+    assert found.ratio == 1
+    assert found.shipped == found.online < found.classical

@@ -44,21 +44,21 @@ def load_weights(learned: str, dimension: int) -> Weights | None:
 
 
 def load_aggregation_weights(learned: str) -> Weights | None:
-    """What `solver.learned` names for smoothed aggregation; None for none, and for those still to be trained.
+    """What `solver.learned` names for smoothed aggregation, what a run's training begins with included; None for none.
 
     Raises:
         StudyError: the file is missing, damaged, or of another kind or version.
     """
-    if learned in ("", ONLINE):
+    if not learned:
         return None
     from forebay.kernels.amg.weights import AmgWeights
     from forebay.kernels.weight_file import WeightsError
 
     try:
-        value = AmgWeights.shipped() if learned == SHIPPED else AmgWeights.load(Path(learned))
+        value = AmgWeights.shipped() if learned in (SHIPPED, ONLINE) else AmgWeights.load(Path(learned))
     except (WeightsError, OSError) as error:
         raise StudyError(f"solver.learned = {learned!r} cannot be used: {error}") from error
-    return Weights(value, "learned-shipped" if learned == SHIPPED else _name(value))
+    return Weights(value, "learned-shipped" if learned in (SHIPPED, ONLINE) else _name(value))
 
 
 def _name(value: Any) -> str:

@@ -66,7 +66,7 @@ class AggregationPc:
     Aggregates come from the graph of the pattern, once: as those of PETSc's GAMG by default they depend on no sample
     solved before, and unlike those they need no symbolic set-up for each.  The matrix's near-null space and block size
     are heeded.  State: the numbers of the present matrix, and with learned weights what their guard has found so far.
-    `learned` as a study's key: "", "shipped", "online" (classical until `use`), or a file.
+    `learned` as a study's key: "", "shipped", "online" (the shipped ones until `use`), or a file.
 
     Raises:
         StudyError: weights that cannot be used.

@@ -57,11 +57,16 @@ def shipped(version):
 
 def test_a_version_serves_from_the_next_block_on(blocks, trusting):
     solve, folder = blocks
-    assert solve(0) == {"cg+amg"}
+    assert solve(0) == {"cg+amg(learned-shipped)"}
     for version in (1, 3):
         shipped(version).save(version_path(folder, version))
         assert solve(version) == {f"cg+amg(learned-v{version:04d})"}
     assert solve(4) == {"cg+amg(learned-v0003)"}
+
+
+def test_before_the_first_version_the_shipped_weights_are_on_probation(blocks):
+    solve, _ = blocks
+    assert solve(0) == {"cg+amg(guard)"}
 
 
 def test_the_guard_holds_a_spoilt_version_back(blocks, probed):
