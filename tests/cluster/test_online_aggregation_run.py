@@ -50,8 +50,6 @@ def study(folder, problem):
 
 @pytest.mark.parametrize("problem", [GRID, MESH], ids=["grid", "mesh"])
 def test_weights_trained_in_the_run_are_used_in_the_run(tmp_path, problem, monkeypatch):
-    if problem == MESH:
-        pytest.importorskip("dolfinx")
     monkeypatch.setattr(online_aggregation, "STEPS_A_VERSION", 1)
     monkeypatch.setattr(online_aggregation, "LEAST_GAIN", -math.inf)
     monkeypatch.setattr(preconditioner, "STEPS_A_BLOCK", 1)
@@ -72,7 +70,6 @@ def test_weights_trained_in_the_run_are_used_in_the_run(tmp_path, problem, monke
 
 
 def test_elasticity_is_refused_before_anything_is_solved(tmp_path):
-    pytest.importorskip("dolfinx")
     problem = 'name = "elasticity"\nsize = 2'
     with pytest.raises(StudyError, match="trains on scalar matrices, the problem's has 3 unknowns a node"):
         launch(study(tmp_path, problem), [], "local", tmp_path / "run")
@@ -83,7 +80,6 @@ def test_elasticity_is_refused_before_anything_is_solved(tmp_path):
 @pytest.mark.slow
 def test_a_version_of_the_training_actor_serves_the_rest_of_a_long_run(tmp_path):
     """Nothing is made easier here: steps are a share of the solving, and the version has passed its trial."""
-    pytest.importorskip("dolfinx")
     problem = 'name = "darcy_fem"\nelement_size = 0.05'
     overrides = ["samples=20000", "dataset.block_samples=64", "validation.every=1000", "run.cores=2"]
     assert launch(study(tmp_path, problem), overrides, "ray", tmp_path / "run") == 0

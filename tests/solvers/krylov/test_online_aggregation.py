@@ -142,7 +142,6 @@ def test_what_cannot_be_trained_on_is_refused(problem, message):
 
 
 def test_several_unknowns_a_node_are_refused():
-    pytest.importorskip("dolfinx")
     message = (
         "trains on scalar matrices, the problem's has 3 unknowns a node and 6 near-null vectors; use 'shipped', or a"
     )
