@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ VICTIMS = ("solver", "learner", "writer", "driver", "node")
 _ACTORS = {"solver": "ray::SolverActor", "learner": "ray::LearnerActor", "writer": "ray::WriterActor"}
 PATIENCE_S = 180.0
 """Time without a new line in the journal after which the run counts as stuck."""
+COMES_UP_S = 30.0
+"""Time within which a lost actor is there again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,12 @@ class Nodes:
         self._cluster.remove_node(self.workers.pop(number), allow_graceful=False)
 
     def processes(self, numbers: Sequence[int] | None = None) -> list[int]:
-        """Process ids of everything that runs on those workers, by default on all."""
-        chosen = self.workers if numbers is None else [self.workers[number] for number in numbers]
+        """Process ids of everything that runs on those workers, by default on all and on the head.
+
+        Actors that ask for no cores, which are learner and writer, may be on the head as well.
+        """
+        everywhere = [self._cluster.head_node, *self.workers]
+        chosen = everywhere if numbers is None else [self.workers[number] for number in numbers]
         return _with_descendants([entry[1].pid for worker in chosen for entry in worker.live_processes()])
 
     def hosts(self, actor: str) -> list[int]:
@@ -123,8 +129,8 @@ class Monkey:
     _driver: subprocess.Popen[str] | None = None
     _log: Any = None
 
-    def rampage(self, victims: Sequence[str]) -> Outcome:
-        """Kill these in turn, then let the run complete.
+    def rampage(self, victims: Sequence[str], then: Callable[[], None] = lambda: None) -> Outcome:
+        """Kill these in turn, call `then`, and let the run complete.
 
         Raises:
             RuntimeError: the run is stuck, or over before all victims are dead.
@@ -138,6 +144,7 @@ class Monkey:
                 if self._complete:
                     raise RuntimeError(f"the run was complete after {len(self.outcome.kills)} kills; make it longer")
                 self._strike(victim, time.monotonic() - begun)
+            then()
             self._finish()
         self.outcome.seconds = time.monotonic() - begun
         return self.outcome
@@ -153,16 +160,23 @@ class Monkey:
             self._driver.kill()
             self._driver.wait(timeout=60)
         elif not self._kill_actor(victim):
-            return self._strike("driver", at_s)  # that actor is not up at this moment; the driver always is
+            return self._strike("driver", at_s)  # that actor does not come up; the driver always is
         self._wait_for_life()
         self.outcome.kills.append(Kill(victim, at_s, before, time.monotonic() - start))
         return None
 
     def _kill_actor(self, victim: str) -> bool:
-        alive = [pid for pid in self.nodes.processes() if _command(pid).startswith(_ACTORS[victim])]
+        """Kill one of its kind, once there is one: after the kill before, it may still be on its way."""
+        end = time.monotonic() + COMES_UP_S
+        while not (alive := self._alive(victim)) and not self._complete and time.monotonic() < end:
+            self._ensure_driver()
+            time.sleep(0.05)
         if alive:
             os.kill(self.rng.choice(alive), signal.SIGKILL)
         return bool(alive)
+
+    def _alive(self, victim: str) -> list[int]:
+        return [pid for pid in self.nodes.processes() if _command(pid).startswith(_ACTORS[victim])]
 
     def _finish(self) -> None:
         while not self._complete:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from forebay.pipeline.errors import RunError
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 SEEN_S = 20.0
@@ -32,8 +36,7 @@ def check_shared_folder(folder: Path, nodes: list[dict[str, Any]], *, seen_s: fl
     try:
         answers = [task.options(scheduling_strategy=_on(node)).remote(question, path, seen_s) for node, path in asked]
         reasons = [
-            (node, ray.get(told) or _reason_unseen(path, word, seen_s))
-            for (node, path), told in zip(asked, answers, strict=True)
+            (node, _reason(node, told, path, word, seen_s)) for (node, path), told in zip(asked, answers, strict=True)
         ]
     finally:
         for path in folder.glob(f"{question.name}*"):
@@ -59,6 +62,17 @@ def answer(question: Path, path: Path, seen_s: float) -> str:
             time.sleep(POLL_S)
         else:
             return ""
+
+
+def _reason(node: dict[str, Any], told: Any, path: Path, word: str, seen_s: float) -> str:
+    """Why a node does not see the folder; "" where it does, and for a node that is gone by now."""
+    try:
+        return ray.get(told) or _reason_unseen(path, word, seen_s)
+    except (NodeDiedError, TaskUnschedulableError):
+        log.warning("node %s left the cluster while the run began; it goes on without it", node["NodeManagerAddress"])
+        return ""
+    except RayError as error:
+        return f"it could not be asked: {str(error).splitlines()[0]}"
 
 
 def _on(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:

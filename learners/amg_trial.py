@@ -12,6 +12,8 @@ from forebay.kernels.amg.weights import AmgWeights
 
 RTOL, MOST = 1e-8, 2_000
 """Of the solves."""
+_SMALLEST = 1e-300
+"""Of a residual in a logarithm."""
 
 
 class AmgTrial:
@@ -39,5 +41,6 @@ class AmgTrial:
             _, (record,) = self._solver.solve(rhs, rtol=RTOL, max_iterations=MOST)
             if not record.valid:
                 return math.inf
-            logarithms.append(math.log(record.iterations * math.log(RTOL) / math.log(record.residual)))
+            residual = max(record.residual, _SMALLEST)
+            logarithms.append(math.log(record.iterations * math.log(RTOL) / math.log(residual)))
         return math.exp(math.fsum(logarithms) / len(logarithms))

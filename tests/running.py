@@ -61,11 +61,11 @@ def write_tiny(folder: Path, *, executor: str, samples: int = 40, batches: int =
     return path
 
 
-def brake_of(study: Path) -> Path:
+def brake_of(study: Path, pause_s: float = 0.25) -> Path:
     """Make the problem of a tiny study one that is slow for as long as a file is there; that file, which is not yet."""
     shutil.copy(BRAKED, study.parent)
     brake = study.parent / "brake"
-    problem = f'name = "braked.py:Braked"\nbrake = "{brake}"'
+    problem = f'name = "braked.py:Braked"\nbrake = "{brake}"\npause_s = {pause_s}'
     study.write_text(study.read_text().replace('name = "darcy"\nsize = 32', problem))
     return brake
 

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from running import ENVIRONMENT, forebay, write_tiny
+from running import ENVIRONMENT, brake_of, forebay, write_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KILLS = ["solver", "node", "learner", "driver", "writer", "solver", "writer", "learner"]
@@ -23,14 +23,19 @@ def monkeys(monkeypatch):
 
 @pytest.mark.ray
 def test_eight_kills_lose_no_sample_and_double_none(tmp_path, monkeys):
-    size = {"samples": 4800, "batches": 1600, "checkpoint_every_s": 0.5}
+    size = {"samples": 4800, "batches": 600, "checkpoint_every_s": 0.5}
     study = write_tiny(tmp_path, executor="ray", **size)
-    study.write_text(study.read_text().replace("actors = 1", "actors = 2") + "[faults]\nrestarts = 100\n")
+    text = study.read_text().replace("actors = 1", "actors = 2").replace("[buffer]", '[buffer]\npolicy = "firo"')
+    study.write_text(text + "[faults]\nrestarts = 100\n")
+    # Each frame is used once, so that no stage can come to its end before the brake is off, however fast it is.
+    brake = brake_of(study, 0.05)
     calm = forebay("run", study, "--folder", tmp_path / "calm", "--executor", "local", "--set", "learner.batches=4")
     assert calm.returncode == 0, calm.stdout + calm.stderr
+    brake.touch()
     nodes = monkeys.Nodes(workers=2)
     try:
-        outcome = monkeys.Monkey(study, tmp_path / "run", nodes, random.Random(7), (0.1, 0.6)).rampage(KILLS)
+        monkey = monkeys.Monkey(study, tmp_path / "run", nodes, random.Random(7), (0.1, 0.6))
+        outcome = monkey.rampage(KILLS, then=brake.unlink)
     finally:
         nodes.close()
     monkeys.inspect(tmp_path / "run", tmp_path / "calm", outcome)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from running import ENVIRONMENT, POLL
 
 from forebay.cluster import shared_folder
@@ -142,8 +143,8 @@ def test_a_cluster_that_is_not_there_is_named_after_the_time_limit(tmp_path):
 class Tasks:
     """Stands in for Ray: a task runs here at once, on a node that may see other files."""
 
-    def __init__(self, blind=(), elsewhere=(), late=()):
-        self.blind, self.elsewhere, self.late = blind, elsewhere, late
+    def __init__(self, blind=(), elsewhere=(), late=(), gone=None):
+        self.blind, self.elsewhere, self.late, self.gone = blind, elsewhere, late, gone or {}
 
     def remote(self, **options):
         assert options["num_cpus"] == 0
@@ -155,6 +156,8 @@ class Tasks:
         assert not strategy.soft
 
         def run(question, path, seen_s):
+            if strategy.node_id in self.gone:
+                return self.gone[strategy.node_id]
             if strategy.node_id in self.blind:
                 question = Path("/nowhere") / question.name
             if strategy.node_id in self.elsewhere:
@@ -167,6 +170,8 @@ class Tasks:
         return SimpleNamespace(remote=run)
 
     def get(self, value):
+        if isinstance(value, Exception):
+            raise value
         return value
 
 
@@ -198,6 +203,23 @@ def test_a_node_that_does_not_share_the_run_folder_is_named(tmp_path, monkeypatc
         shared_folder.check_shared_folder(run, nodes("01", "02"), seen_s=0)
     assert "host-01" not in str(caught.value)
     assert list(run.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [NodeDiedError("its node has died"), TaskUnschedulableError("no such node")])
+def test_a_node_that_leaves_meanwhile_is_passed_over_with_a_word(tmp_path, monkeypatch, caplog, error):
+    monkeypatch.setattr(shared_folder, "ray", Tasks(gone={"02" * 28: error}))
+    shared_folder.check_shared_folder(tmp_path, nodes("01", "02"), seen_s=0)
+    assert "node 10.0.0.02 left the cluster while the run began" in caplog.text
+    monkeypatch.setattr(shared_folder, "ray", Tasks(gone={"02" * 28: error}, blind=["01" * 28]))
+    with pytest.raises(RunError, match=r"not shared by all nodes of the cluster: host-01 \(10.0.0.01\): No such file"):
+        shared_folder.check_shared_folder(tmp_path, nodes("01", "02"), seen_s=0)
+
+
+def test_a_node_that_cannot_be_asked_is_named_with_the_first_line_of_why(tmp_path, monkeypatch):
+    crashed = WorkerCrashedError()
+    monkeypatch.setattr(shared_folder, "ray", Tasks(gone={"02" * 28: crashed}))
+    with pytest.raises(RunError, match=r"host-02 \(10.0.0.02\): it could not be asked: The worker died unexpectedly"):
+        shared_folder.check_shared_folder(tmp_path, nodes("01", "02"), seen_s=0)
 
 
 # -- cores -------------------------------------------------------------------------------------------------------------

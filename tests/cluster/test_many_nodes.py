@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -51,15 +52,29 @@ def study_of(folder: Path, solvers: int, **size: int) -> Path:
     return study
 
 
+def solving(run: Path, since_s: float) -> set[str]:
+    """Names of the solvers that have been asked for a block since then which is not stored yet."""
+    stored = {(e["split"], e["chunk"]) for e in events(run, "block_stored")}
+    asked = [e for e in events(run, "block_requested") if e["t"] > since_s]
+    return {e["solver"] for e in asked if (e["split"], e["chunk"]) not in stored}
+
+
 def test_a_node_that_vanishes_with_a_learner_and_solvers_costs_no_sample(tmp_path, nodes):
     for _ in range(3):
         nodes.add()
     run = tmp_path / "run"
-    process = begin(nodes, study_of(tmp_path, 3, samples=1600, batches=500), run)
+    study = study_of(tmp_path, 3, samples=1600, batches=500)
+    brake = brake_of(study)
+    process = begin(nodes, study, run)
     wait_until(lambda: len(events(run, "checkpoint")) >= 1 and len(events(run, "block_stored")) > 20, process)
+    brake.touch()
+    braked_s = time.time()
+    # A solver that has nothing to do is missed only once there is something for it.
+    wait_until(lambda: len(solving(run, braked_s)) == 3, process)
     (home, *_) = nodes.hosts("learner") or nodes.hosts("solver")
     lost = [kind for kind in ("learner", "solver") if home in nodes.hosts(kind)]
     nodes.kill(home)
+    brake.unlink()
     output = finish(process, run, 1600)
     for kind in lost:
         assert events(run, f"{kind}_lost"), output

@@ -9,12 +9,13 @@ from forebay.solvers.problems.darcy import Darcy
 
 @dataclass(frozen=True, kw_only=True)
 class Braked(Darcy):
-    """Darcy flow on a small grid; `brake` is the file."""
+    """Darcy flow on a small grid; `brake` is the file, `pause_s` what it costs a sample."""
 
     brake: str
     size: int = 16
+    pause_s: float = 0.25
 
     def assemble(self, draw, values, rhs):
         if Path(self.brake).exists():
-            time.sleep(0.25)
+            time.sleep(self.pause_s)
         super().assemble(draw, values, rhs)
