@@ -30,12 +30,13 @@ from scipy.sparse import csr_array
 from forebay.kernels.amg import CLASSICAL, AmgSolver, AmgWeights
 from forebay.kernels.weight_file import latest_version
 from forebay.learners.online_aggregation import STEPS_A_VERSION, OnlineAggregation
+from forebay.pipeline.sampling import Design, draw_parameters, sample_generator
 from forebay.solvers.krylov.grid_pc import graph_laplacian
 from forebay.solvers.problems import load_problem
 
 SEED = 20_261
 RTOL, MOST = 1e-8, 2000
-BATCH, HELD_OUT = 4, 16
+BATCH, HELD_OUT, SAMPLES = 4, 16, 1000
 TARGET = 1.0
 """What training gains depends on the medium; that it never loses is the trial's promise, on samples it has not seen."""
 System = tuple[np.ndarray, np.ndarray]
@@ -73,11 +74,10 @@ class Case:
 
     def stream(self, problem: Any) -> Iterator[System]:
         indptr, indices = problem.pattern()
-        low, high = (np.array([getattr(p, end) for p in problem.schema.parameters]) for end in ("low", "high"))
+        design = Design("random", SEED, "train", SAMPLES, len(problem.schema.parameters))
         values, rhs = np.zeros(len(indices)), np.zeros(len(indptr) - 1)
-        rng = np.random.default_rng(SEED)
-        while True:
-            parameters = rng.uniform(low, high)
+        for sample in range(SAMPLES):
+            parameters, rng = draw_parameters(problem.schema, design, sample), sample_generator(SEED, "train", sample)
             problem.assemble({**problem.draw(parameters, rng), "parameters": parameters}, values, rhs)
             changed = self.change(csr_array((values, indices, indptr)), rng) if self.change else values.copy()
             yield changed, rhs.copy()

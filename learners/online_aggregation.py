@@ -30,7 +30,8 @@ LEAST_GAIN = 0.01
 """Share of the iterations that a version must save: a new one begins with a probation."""
 OPTIONS = AmgOptions(lr=1e-2, steps=10**9)
 """Half the rate for a start from nothing, constant: the schedule is longer than any run.  A tenth of this one gained
-half as much in 160 steps; what a large rate spoils on the way is not published."""
+less in 160 steps on two streams of four and as much on the others; what a large rate spoils on the way is not
+published."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
