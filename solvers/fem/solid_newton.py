@@ -21,6 +21,10 @@ _MOST_ITERATIONS = 25
 _BACKTRACKS = 4
 _DECREASE = 1e-4
 """Armijo's constant: the norm must fall by at least this part of what the linear model promises."""
+_WORK = 0.8
+"""Or the residual's work along the correction must come down to this part of what it was, ..."""
+_GROWTH = 3.0
+"""... while the norm grows at most so much."""
 _SETTLED = 1e-12
 """A correction this small relative to the displacement is rounding: forces that cancel have no better residual."""
 _CANCELLED = 1e-3
@@ -67,9 +71,13 @@ class Newton:
     """∫ σ(ε(u), T, Δt, zₙ):ε(v) dx = f(v), u = g on supports.
 
     The first correction carries the change of g through the consistent tangent, which is linear extrapolation; later
-    ones are halved, up to four times, until ‖f - f_int‖ decreases.  Converged: ‖f - f_int‖ <= rtol max(‖f‖, ‖f_int‖),
-    reactions included; where all forces cancel in the end, as in free thermal expansion, they count as at least a
-    thousandth of the largest that were met in the increment.
+    ones are halved, up to four times, until r = f - f_int becomes shorter or its work r·Δu along the correction
+    smaller.  Where some points yield and others unload, the norm rises along a correction that lowers the energy, and
+    falls only long after; the work, which is the slope of the energy, says so at once.  The criterion is that of H.
+    Matthies and G. Strang, "The solution of nonlinear finite element equations", Int. J. Numer. Meth. Eng. 14 (1979),
+    doi 10.1002/nme.1620141104; theirs asks for half of the work and does not look at the norm.
+    Converged: ‖r‖ <= rtol max(‖f‖, ‖f_int‖), reactions included; where all forces cancel in the end, as in free thermal
+    expansion, they count as at least a thousandth of the largest that were met in the increment.
     """
 
     def __init__(self, space: SolidSpace, constraints: Constraints, tangent: Tangent, rtol: float) -> None:
@@ -110,7 +118,7 @@ class Newton:
             searched = self._search(increment, response, trial, correction, lifts, effort)
             if searched is None:
                 return Solved(
-                    None, tuple(residuals), self._failure or "no step along the correction lowers the residual"
+                    None, tuple(residuals), self._failure or "no step along the correction lowers the residual or its work"
                 )
             trial = searched
         return Solved(None, tuple(residuals), f"{_MOST_ITERATIONS} corrections were not enough")
@@ -143,19 +151,26 @@ class Newton:
         whole: bool,
         effort: Effort,
     ) -> _Trial | None:
-        """Go along a correction until the residual falls; None where it does not.
+        """Go along a correction until the residual or its work falls; None where neither does.
 
         `whole`: the correction moves the supports, and the norms before and after cannot be compared.
         """
         start, length = self._displacement(), 1.0
+        work = _WORK * self._space.dot(before.residual, correction)
         for backtracks in range(1 if whole else _BACKTRACKS + 1):
             length = 0.5**backtracks
             self._space.set_displacement(start + length * correction)
             trial = self._evaluate(increment, response, effort)
-            if np.isfinite(trial.norm) and (whole or trial.norm <= (1 - _DECREASE * length) * before.norm):
+            if not np.isfinite(trial.norm):
+                continue
+            shorter = trial.norm <= (1 - _DECREASE * length) * before.norm
+            if whole or shorter or self._works_less(trial, before, correction, work):
                 effort.backtracks += backtracks > 0
                 return trial
         return None
+
+    def _works_less(self, trial: _Trial, before: _Trial, correction: np.ndarray, most: float) -> bool:
+        return trial.norm <= _GROWTH * before.norm and abs(self._space.dot(trial.residual, correction)) <= most
 
     def _evaluate(self, increment: Increment, response: Response, effort: Effort) -> _Trial:
         """Stress, tangent and residual of the current displacement."""

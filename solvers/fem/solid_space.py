@@ -66,7 +66,11 @@ class SolidSpace:
 
     def norm(self, values: np.ndarray) -> float:
         """Euclidean norm of a vector with owned rows; NaN where any entry is; collective."""
-        return float(np.sqrt(self.mesh.comm.allreduce(float(values @ values))))
+        return float(np.sqrt(self.dot(values, values)))
+
+    def dot(self, left: np.ndarray, right: np.ndarray) -> float:
+        """Product of two vectors with owned rows; collective."""
+        return float(self.mesh.comm.allreduce(float(left @ right)))
 
     def _at_points(self, value_shape: tuple[int, ...]) -> tuple[Any, np.ndarray]:
         """A function in a quadrature space and its memory for owned cells, (points, *value_shape)."""

@@ -91,14 +91,22 @@ class Tangent:
         self._ksp.solve(rhs, self._solution)
         solution = np.array(self._solution.array)
         solution[self._constraints.fixed] = rhs.array_r[self._constraints.fixed]  # GMRES would only come near
+        iterations = int(self._ksp.getIterationNumber())
         if self._ksp.getConvergedReason() < 0:
             solution[:] = np.nan
-        return solution, int(self._ksp.getIterationNumber())
+            self._start_anew()
+        return solution, iterations
 
     def destroy(self) -> None:
         """Free PETSc's objects; collective."""
         for item in (self._ksp, self.matrix, self._rhs, self._solution):
             item.destroy()
+
+    def _start_anew(self) -> None:
+        """Factors of MUMPS that met a singular matrix are never made again, not even for another matrix."""
+        self._ksp.reset()
+        self._ksp.setOperators(self.matrix)
+        self._ready = False
 
     def _set_up(self) -> None:
         """Read the options; those that nobody has read when PETSc ends make it complain, so none is left behind."""

@@ -135,6 +135,17 @@ def test_the_line_search_shortens_corrections_that_overshoot():
     np.testing.assert_allclose(1000.0 * strain * (1 + 1e6 * strain**2), 80.0, rtol=1e-8)
 
 
+@pytest.mark.parametrize(("hardening", "peak", "count"), [(500.0, 120.0, 16), (500.0, 120.0, 64), (5e3, 160.0, 8)])
+def test_plastic_steps_of_a_necked_bar_need_no_cuts(hardening, peak, count):
+    # Every step begins with points on their yield surface.  By the residual's norm alone steps were cut here, and where
+    # rounding chose tangents, it also failed; both halves of the remedy are needed.
+    law = VonMises(young=200e3, young_slope=0.0, yield_stress=100.0, hardening=hardening)
+    found = bar().run(pulled(law, count, peak, temperature=None))
+    assert sum(record.cuts for record in found.records) == 0
+    assert max(record.iterations for record in found.records) <= 8
+    assert found.p[-1].max() > 5e-3
+
+
 def test_a_step_that_is_too_large_is_cut_and_equals_smaller_steps():
     model = bar()
     times = steps(2)
@@ -186,6 +197,21 @@ def test_a_step_that_no_cut_helps_ends_in_an_error_that_says_where():
     with pytest.raises(SolveError, match=message) as caught:
         model.run(drive)
     assert (caught.value.step, round(caught.value.time, 4)) == (2, 0.6406)
+
+
+@pytest.mark.parametrize("linear", ["mumps", "gamg"])
+def test_a_singular_tangent_spoils_no_later_one(linear):
+    class Soft(Fragile):
+        def update(self, strain, temperature, dt, state, response, *, tangent=True):
+            self.law.update(strain, temperature, dt, state, response, tangent=tangent)
+            if dt > self.longest:
+                response.tangent[:] = 0.0
+
+    model = bar(linear=linear)
+    found = model.run(history(Soft(HARDENING, 0.3), [0.0, 1.0], loads=[[0.0, 100.0]]))
+    assert (found.records[0].substeps, found.records[0].cuts) == (4, 4)
+    smaller = bar().run(history(HARDENING, steps(4), loads=[100.0 * steps(4)]))
+    np.testing.assert_allclose(found.displacement[-1], smaller.displacement[-1], atol=1e-6 * smaller.displacement.max())
 
 
 def test_a_load_beyond_the_limit_load_is_an_error():

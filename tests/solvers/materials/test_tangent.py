@@ -67,6 +67,20 @@ def test_the_tangent_of_an_elastic_step_is_that_of_elasticity(law):
     np.testing.assert_allclose(response.tangent, expected, rtol=1e-13, atol=1e-8)
 
 
+@pytest.mark.parametrize("law", [law for law in LAWS.values() if isinstance(law, VonMises)])
+def test_rounding_does_not_choose_the_tangent_of_a_point_on_its_yield_surface(law):
+    rng = np.random.default_rng(13)
+    strain, temperature = rng.normal(size=(POINTS, 6)) * 5e-3, rng.uniform(10, 990, POINTS)
+    state = update(law, strain, temperature, 0.1, law.initial(POINTS)).state
+    elastic = update(LinearElastic(), strain, temperature, 0.1, np.zeros((POINTS, 1))).tangent
+    for _ in range(4):
+        again = update(law, strain * (1 + 4e-16 * rng.normal(size=strain.shape)), temperature, 0.1, state)
+        np.testing.assert_array_equal(again.tangent, elastic)
+        np.testing.assert_array_equal(again.state, state)
+    further = update(law, strain * (1 + 1e-8), temperature, 0.1, state)
+    assert (plastic_strain(law, further.state) > plastic_strain(law, state)).all()
+
+
 def test_only_dynamic_recovery_breaks_the_symmetry():
     rng = np.random.default_rng(13)
     strain, temperature = rng.normal(size=(POINTS, 6)) * 4e-3, rng.uniform(10, 990, POINTS)
