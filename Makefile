@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow test-slurm check bench bench-quick docs clean
+.PHONY: help demo test test-processors test-slow test-slurm check bench bench-quick docs clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,15 @@ QUICK := not slow and not gpu and not slurm
 test: $(VENV)/.ready  ## everything but the slow tests
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "$(QUICK) and not ray and not mpi"
 	$(BIN)/python -m pytest -q -m "$(QUICK) and (ray or mpi)"
+
+# Rounding differs between processors; OpenBLAS, PyTorch and numba can be told to compute as on an older one.
+OLDER := "SkylakeX avx512 skylake-avx512" "Haswell avx2 haswell" "Nehalem default nehalem"
+
+test-processors: $(VENV)/.ready  ## the quick tests without Ray and MPI, with the arithmetic of three older processors
+	@failed=0; for older in $(OLDER); do set -- $$older; echo "== $$1"; \
+	  OPENBLAS_CORETYPE=$$1 ATEN_CPU_CAPABILITY=$$2 NUMBA_CPU_NAME=$$3 NUMBA_CPU_FEATURES= \
+	  $(BIN)/python -m pytest -q -n auto --dist loadfile -m "$(QUICK) and not ray and not mpi" || failed=1; \
+	done; exit $$failed
 
 test-slow: $(VENV)/.ready  ## the slow tests alone
 	$(BIN)/python -m pytest -q -m "slow"

@@ -25,6 +25,7 @@ _WORK = 0.8
 """Or the residual's work along the correction must come down to this part of what it was, ..."""
 _GROWTH = 3.0
 """... while the norm grows at most so much."""
+_NO_DESCENT = "no step along the correction lowers the residual or its work"
 _SETTLED = 1e-12
 """A correction this small relative to the displacement is rounding: forces that cancel have no better residual."""
 _CANCELLED = 1e-3
@@ -118,7 +119,9 @@ class Newton:
             searched = self._search(increment, response, trial, correction, lifts, effort)
             if searched is None:
                 return Solved(
-                    None, tuple(residuals), self._failure or "no step along the correction lowers the residual or its work"
+                    None,
+                    tuple(residuals),
+                    self._failure or "no step along the correction lowers the residual or its work",
                 )
             trial = searched
         return Solved(None, tuple(residuals), f"{_MOST_ITERATIONS} corrections were not enough")
