@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ def load_weights(learned: str, dimension: int) -> Weights | None:
         value = GridWeights.shipped(dimension) if learned == SHIPPED else GridWeights.load(Path(learned))
         value.require_dimension(dimension)
     except (WeightsError, OSError) as error:
-        raise StudyError(f"solver.learned = {learned!r} cannot be used: {error}") from error
+        raise StudyError(f"solver.learned = {learned!r} cannot be used: {error}{_hint(learned)}") from error
     return Weights(value, "learned-shipped" if learned == SHIPPED else _name(value))
 
 
@@ -57,8 +58,15 @@ def load_aggregation_weights(learned: str) -> Weights | None:
     try:
         value = AmgWeights.shipped() if learned in (SHIPPED, ONLINE) else AmgWeights.load(Path(learned))
     except (WeightsError, OSError) as error:
-        raise StudyError(f"solver.learned = {learned!r} cannot be used: {error}") from error
+        raise StudyError(f"solver.learned = {learned!r} cannot be used: {error}{_hint(learned)}") from error
     return Weights(value, "learned-shipped" if learned in (SHIPPED, ONLINE) else _name(value))
+
+
+def _hint(learned: str) -> str:
+    """The name that a file which is not there may have been meant for; its folder is the study's, not the user's."""
+    path = Path(learned)
+    near = [] if path.exists() else difflib.get_close_matches(path.name, (ONLINE, SHIPPED), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _name(value: Any) -> str:

@@ -184,7 +184,8 @@ def test_gpus_are_shared_by_the_solvers_that_want_them(tmp_path):
             "solver.sort = true has no use with solver.method = 'batched', which solves the samples",
         ),
         (["solver.guesses=4"], "solver.guesses = 4 has no use with solver.method = 'batched'"),
-        (["solver.learned=none.safetensors"], r"none.safetensors' cannot be used: .* is no file of weights"),
+        (["solver.learned=none.safetensors"], r"none.safetensors' cannot be used: .* is no file of weights.*file$"),
+        (["solver.learned=onlin"], r"onlin' cannot be used: .* is no file of weights.*; did you mean 'online'\?$"),
         (
             ["solver.backend=gpu"],
             "solver.backend = \"gpu\" is not allowed: it should be 'auto', 'cpu', 'cuda' or 'torch'",
