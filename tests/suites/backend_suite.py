@@ -34,10 +34,14 @@ class BackendSuite:
         """Every record says what scipy-free arithmetic in float64 finds."""
         inside = torch.ones_like(rhs) if stencil.active is None else stencil.active.expand_as(rhs).double()
         residual = (rhs - apply(stencil.to(dtype=torch.float64), found)) * inside
-        relative = residual.flatten(1).norm(dim=1) / (rhs * inside).flatten(1).norm(dim=1)
+        length = (rhs * inside).flatten(1).norm(dim=1)
+        relative = residual.flatten(1).norm(dim=1) / length
+        # Where contrast is large, terms of A x that cancel are so much larger than b that two residuals differ by this.
+        terms = 2 * stencil.diagonal().double() * found.abs() * inside
+        rounding = 0.25 * torch.finfo(torch.float64).eps * float((terms.flatten(1).norm(dim=1) / length).max())
         assert [record.outcome for record in records] == [Outcome.CONVERGED] * len(rhs)
-        assert (relative <= rtol * (1 + 1e-6)).all()
-        np.testing.assert_allclose([record.residual for record in records], relative, rtol=1e-4, atol=1e-3 * rtol)
+        assert (relative <= rtol * (1 + 1e-6) + rounding).all()
+        np.testing.assert_allclose([record.residual for record in records], relative, rtol=1e-4, atol=1e-3 * rtol + rounding)
         assert all(record.valid and record.message == "" for record in records)
         assert all(record.iterations > 0 and record.refinements > 0 for record in records)
 
