@@ -41,7 +41,9 @@ class BackendSuite:
         rounding = 0.25 * torch.finfo(torch.float64).eps * float((terms.flatten(1).norm(dim=1) / length).max())
         assert [record.outcome for record in records] == [Outcome.CONVERGED] * len(rhs)
         assert (relative <= rtol * (1 + 1e-6) + rounding).all()
-        np.testing.assert_allclose([record.residual for record in records], relative, rtol=1e-4, atol=1e-3 * rtol + rounding)
+        np.testing.assert_allclose(
+            [record.residual for record in records], relative, rtol=1e-4, atol=1e-3 * rtol + rounding
+        )
         assert all(record.valid and record.message == "" for record in records)
         assert all(record.iterations > 0 and record.refinements > 0 for record in records)
 
