@@ -113,9 +113,15 @@ def wait_for_exit(pids: list[int], timeout: float) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Does the process exist, other than as a zombie?"""
+    """Does the process exist, other than as a zombie?
+
+    Its first thread may be a zombie already while others, which have not been scheduled since the signal, still hold
+    its files open.
+    """
+    process = Path(f"/proc/{pid}")
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        first_ended = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return not first_ended or len(list((process / "task").iterdir())) > 1
     except (FileNotFoundError, ProcessLookupError):
         return False
 
