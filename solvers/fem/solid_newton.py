@@ -118,11 +118,7 @@ class Newton:
                 return Solved(self._state(variables), tuple(residuals))
             searched = self._search(increment, response, trial, correction, lifts, effort)
             if searched is None:
-                return Solved(
-                    None,
-                    tuple(residuals),
-                    self._failure or "no step along the correction lowers the residual or its work",
-                )
+                return Solved(None, tuple(residuals), self._failure or _NO_DESCENT)
             trial = searched
         return Solved(None, tuple(residuals), f"{_MOST_ITERATIONS} corrections were not enough")
 
