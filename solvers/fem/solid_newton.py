@@ -22,9 +22,7 @@ _BACKTRACKS = 4
 _DECREASE = 1e-4
 """Armijo's constant: the norm must fall by at least this part of what the linear model promises."""
 _WORK = 0.8
-"""Or the residual's work along the correction must come down to this part of what it was, ..."""
-_GROWTH = 3.0
-"""... while the norm grows at most so much."""
+"""Or the residual's work along the correction must come down to this part of what it was."""
 _NO_DESCENT = "no step along the correction lowers the residual or its work"
 _SETTLED = 1e-12
 """A correction this small relative to the displacement is rounding: forces that cancel have no better residual."""
@@ -76,7 +74,7 @@ class Newton:
     smaller.  Where some points yield and others unload, the norm rises along a correction that lowers the energy, and
     falls only long after; the work, which is the slope of the energy, says so at once.  The criterion is that of H.
     Matthies and G. Strang, "The solution of nonlinear finite element equations", Int. J. Numer. Meth. Eng. 14 (1979),
-    doi 10.1002/nme.1620141104; theirs asks for half of the work and does not look at the norm.
+    doi 10.1002/nme.1620141104; theirs asks for half of the work and never looks at the norm.
     Converged: ‖r‖ <= rtol max(‖f‖, ‖f_int‖), reactions included; where all forces cancel in the end, as in free thermal
     expansion, they count as at least a thousandth of the largest that were met in the increment.
     """
@@ -163,13 +161,10 @@ class Newton:
             if not np.isfinite(trial.norm):
                 continue
             shorter = trial.norm <= (1 - _DECREASE * length) * before.norm
-            if whole or shorter or self._works_less(trial, before, correction, work):
+            if whole or shorter or abs(self._space.dot(trial.residual, correction)) <= work:
                 effort.backtracks += backtracks > 0
                 return trial
         return None
-
-    def _works_less(self, trial: _Trial, before: _Trial, correction: np.ndarray, most: float) -> bool:
-        return trial.norm <= _GROWTH * before.norm and abs(self._space.dot(trial.residual, correction)) <= most
 
     def _evaluate(self, increment: Increment, response: Response, effort: Effort) -> _Trial:
         """Stress, tangent and residual of the current displacement."""

@@ -30,7 +30,7 @@ ITERATIONS = 100
 """Bound of the scalar solve; it takes 3 to 6."""
 _RTOL = 1e-13
 _ON_SURFACE = 1e-10
-"""Times R: a point that yielded before stands this close to its yield surface; rounding must not choose its tangent."""
+"""Times R₀: a point that has yielded is this close to its yield surface; rounding must not choose its tangent."""
 _ROOT = math.sqrt(1.5)
 _NORMAL, _BACK_1, _BACK_2 = range(3)
 _P, _PLASTIC, _ALPHA_1, _ALPHA_2 = 0, 1, 7, 13
@@ -159,10 +159,9 @@ def plastic_points(
             mean = _deviatoric_stress(q, strain, state, _PLASTIC, elastic, stress)
             plastic = _plastic_at(temperature[q], constants, elastic)
             trial = _trial(q, state, backs, plastic, stress, work)
-            slack = 0.0 if viscous else _ON_SURFACE * plastic.yield_stress
             if not math.isfinite(trial.overstress):
                 status[q] = NOT_FINITE
-            elif trial.overstress <= slack or (viscous and dt == 0.0):
+            elif trial.overstress <= _ON_SURFACE * plastic.yield_stress or (viscous and dt == 0.0):
                 for i in range(state.shape[1]):
                     new_state[q, i] = state[q, i]
                 if wanted:

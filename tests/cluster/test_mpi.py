@@ -301,7 +301,7 @@ def test_ranks_that_hang_before_they_call_are_ended_without_delay(tmp_path, monk
     began = time.monotonic()
     with pytest.raises(MpiTimeout, match="the start of 2 MPI ranks did not end within 2 s"):
         run_mpi(named("nothing"), ranks=2, timeout_s=2)
-    assert time.monotonic() - began < 2 + END_S + 5
+    assert time.monotonic() - began < 2 + END_S
     pids = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
     assert len(pids) == 2
     assert wait_for_exit(pids, 1) == []

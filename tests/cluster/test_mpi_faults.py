@@ -65,7 +65,7 @@ def test_an_exception_on_one_rank_ends_the_others_that_wait_for_it(service):
     began = time.monotonic()
     with pytest.raises(MpiError, match="one_raises: rank 1 of 2 raised ZeroDivisionError: no pivot in row 7") as caught:
         service.run(named("one_raises"), timeout_s=LIMIT_S)
-    assert time.monotonic() - began < GRACE_S + 10
+    assert time.monotonic() - began < GRACE_S + 3
     assert caught.value.rank == 1
     assert "in one_raises" in caught.value.traceback
     assert "mpi_functions.py" in caught.value.traceback
@@ -163,7 +163,7 @@ def test_a_time_limit_ends_the_ranks_and_what_they_started_and_shows_where_they_
     began = time.monotonic()
     with pytest.raises(MpiTimeout, match=r"wait on 2 MPI ranks did not end within 2.5 s(.|\n)*in wait") as caught:
         service.run(named("wait"), {}, options, timeout_s=2.5)
-    assert 2.5 <= time.monotonic() - began < 12
+    assert 2.5 <= time.monotonic() - began < 6
     assert "[0]   File" in caught.value.output
     assert "[1]   File" in caught.value.output
     looker.join()

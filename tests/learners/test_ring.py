@@ -99,7 +99,7 @@ def test_put_waits_while_full_and_goes_on_after_draws(policy):
     ring = make_ring(policy, capacity=8)
     assert put(ring, range(20), timeout=0.2) == 8
     assert not ring.wait_room(timeout=0.0)
-    assert ring.statistics().wait_room_s > 0.02
+    assert ring.statistics().wait_room_s > 0.1
     join = in_thread(lambda: put(ring, range(8, 20)))
     while ring.statistics(with_uses=False).put < 20:
         ring.draw(2, timeout=0.0)
@@ -127,7 +127,7 @@ def test_draw_waits_for_frames_above_the_threshold():
     ring = make_ring("reservoir", threshold=6)
     put(ring, range(6))
     assert ring.draw(4, timeout=0.2) is None
-    assert ring.statistics().wait_data_s > 0.02
+    assert ring.statistics().wait_data_s > 0.1
     assert not ring.can_draw(4)
     join = in_thread(lambda: ring.draw(4).keys.tolist())
     put(ring, [6])
