@@ -10,7 +10,7 @@ export MKL_NUM_THREADS ?= 1
 .PHONY: help demo test test-processors test-slow test-slurm check bench bench-quick docs clean
 
 help:  ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@sh scripts/find_python.sh > $(VENV).python || { rm -f $(VENV).python; exit 1; }
